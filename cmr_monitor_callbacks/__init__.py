@@ -1,0 +1,114 @@
+"""A training monitor for memory-augmented transformers.
+
+``Trainer(callbacks=[CMRMonitorCallback()])`` is all that a user writes. Names are loaded when they
+are first used: importing `CMRProbe` into a model loads no Lightning.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmr_monitor_callbacks.callbacks import CMRMonitorCallback
+    from cmr_monitor_callbacks.config import (
+        AlertConfig,
+        MonitoringConfig,
+        ProbesConfig,
+        RuleConfig,
+        SinksConfig,
+    )
+    from cmr_monitor_callbacks.errors import CMRMonitorError, ConfigError, LayerError, MonitorFailure
+    from cmr_monitor_callbacks.health import (
+        AlertRule,
+        AlertState,
+        HealthReport,
+        HealthStatus,
+        Severity,
+    )
+    from cmr_monitor_callbacks.metrics import (
+        BufferMetric,
+        CaptureMetric,
+        ErrorMetric,
+        LatencyMetric,
+        ReconstructionMetric,
+        RetrievalMetric,
+        ThroughputMetric,
+    )
+    from cmr_monitor_callbacks.monitor import CMRPerformanceMonitor
+    from cmr_monitor_callbacks.probes import CMRProbe
+    from cmr_monitor_callbacks.sinks import InMemorySink
+    from cmr_monitor_callbacks.snapshot import Snapshot
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AlertConfig": "config",
+    "AlertRule": "health",
+    "AlertState": "health",
+    "BufferMetric": "metrics",
+    "CMRMonitorCallback": "callbacks",
+    "CMRMonitorError": "errors",
+    "CMRPerformanceMonitor": "monitor",
+    "CMRProbe": "probes",
+    "CaptureMetric": "metrics",
+    "ConfigError": "errors",
+    "ErrorMetric": "metrics",
+    "HealthReport": "health",
+    "HealthStatus": "health",
+    "InMemorySink": "sinks",
+    "LatencyMetric": "metrics",
+    "LayerError": "errors",
+    "MonitorFailure": "errors",
+    "MonitoringConfig": "config",
+    "ProbesConfig": "config",
+    "ReconstructionMetric": "metrics",
+    "RetrievalMetric": "metrics",
+    "RuleConfig": "config",
+    "Severity": "health",
+    "SinksConfig": "config",
+    "Snapshot": "snapshot",
+    "ThroughputMetric": "metrics",
+}
+
+__all__ = [
+    "AlertConfig",
+    "AlertRule",
+    "AlertState",
+    "BufferMetric",
+    "CMRMonitorCallback",
+    "CMRMonitorError",
+    "CMRPerformanceMonitor",
+    "CMRProbe",
+    "CaptureMetric",
+    "ConfigError",
+    "ErrorMetric",
+    "HealthReport",
+    "HealthStatus",
+    "InMemorySink",
+    "LatencyMetric",
+    "LayerError",
+    "MonitorFailure",
+    "MonitoringConfig",
+    "ProbesConfig",
+    "ReconstructionMetric",
+    "RetrievalMetric",
+    "RuleConfig",
+    "Severity",
+    "SinksConfig",
+    "Snapshot",
+    "ThroughputMetric",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

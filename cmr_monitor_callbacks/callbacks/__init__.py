@@ -1,0 +1,5 @@
+"""Lightning callbacks: thin adapters that drive a monitor through a Trainer."""
+
+from cmr_monitor_callbacks.callbacks.cmr import CMRMonitorCallback
+
+__all__ = ["CMRMonitorCallback"]

@@ -1,0 +1,404 @@
+"""`CMRMonitorCallback`: all that a user writes."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+
+from cmr_monitor_callbacks.callbacks.batches import batch_shape
+from cmr_monitor_callbacks.callbacks.lightning_api import (
+    LightningModule,
+    Trainer,
+    batch_steps,
+    callback_bases,
+    current_step,
+    progress_bar_print,
+    tensorboard_writer,
+)
+from cmr_monitor_callbacks.callbacks.metrics_sink import CallbackMetricsSink
+from cmr_monitor_callbacks.callbacks.phases import StepTimer
+from cmr_monitor_callbacks.config import (
+    AlertConfig,
+    MonitoringConfig,
+    ProbesConfig,
+    SinksConfig,
+    parse,
+)
+from cmr_monitor_callbacks.errors import ConfigError, MonitorFailure
+from cmr_monitor_callbacks.health import HealthReport
+from cmr_monitor_callbacks.monitor import DEFAULT_WINDOW, CMRPerformanceMonitor
+from cmr_monitor_callbacks.sinks import LoggerSink, Sink, TensorBoardSink
+from cmr_monitor_callbacks.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+H = TypeVar("H", bound=Callable[..., None])
+Settings = Mapping[str, Any] | None
+
+
+def _guarded(hook: H) -> H:
+    """What fails in the monitor must not end training."""
+
+    @wraps(hook)
+    def safe(self: CMRMonitorCallback, *args: Any, **kwargs: Any) -> None:
+        try:
+            hook(self, *args, **kwargs)
+        except MonitorFailure:
+            raise
+        except Exception as error:
+            self.monitor.note_failure(hook.__name__, error)
+
+    return safe  # type: ignore[return-value]
+
+
+class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
+    """Watches the memory of a model while a Trainer trains it.
+
+    Each argument is a settings model or a mapping (a DictConfig too); what is omitted is as in the
+    preset ``default``. Works from code, by Hydra's ``_target_`` and in LightningCLI, with
+    ``pytorch_lightning`` and with ``lightning.pytorch``.
+
+    Args:
+        monitoring: what is collected and how often (`MonitoringConfig`).
+        alerts: what counts as wrong and who is told (`AlertConfig`).
+        probes: how numbers leave the model (`ProbesConfig`).
+        sinks: where numbers go (`SinksConfig`).
+        monitor: a monitor made elsewhere; then ``monitoring``, ``alerts`` and ``probes`` are its own.
+
+    Raises:
+        ConfigError: a setting is wrong; the message names the field, the value and what is allowed.
+
+    >>> callback = CMRMonitorCallback(monitoring={"log_every_n_steps": 10})
+    >>> callback.health.score
+    100.0
+    >>> CMRMonitorCallback(monitoring={"log_every_n_step": 10})
+    Traceback (most recent call last):
+    cmr_monitor_callbacks.errors.ConfigError: monitoring.log_every_n_step is not a setting; did you \
+mean 'log_every_n_steps'? (allowed: enable_real_time, enable_profiling, log_every_n_steps, \
+metric_collection_interval, health_check_interval, max_history_size, alert_thresholds, components, \
+layers, layer_metrics, on_monitor_error)
+    """
+
+    def __init__(
+        self,
+        *,
+        monitoring: MonitoringConfig | Settings = None,
+        alerts: AlertConfig | Settings = None,
+        probes: ProbesConfig | Settings = None,
+        sinks: SinksConfig | Settings = None,
+        monitor: CMRPerformanceMonitor | None = None,
+    ) -> None:
+        super().__init__()
+        given = [
+            name
+            for name, value in (("monitoring", monitoring), ("alerts", alerts), ("probes", probes))
+            if value is not None
+        ]
+        if monitor is not None and given:
+            raise ConfigError(f"{' and '.join(given)} must be set on the monitor that is passed")
+        self.monitor = monitor or CMRPerformanceMonitor(
+            monitoring, alert_config=alerts, probes=probes
+        )
+        self.sinks_config = parse(SinksConfig, sinks, "sinks")
+        self._timer = StepTimer()
+        self._now = self.monitor.clock.monotonic
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._handles: list[Any] = []
+        self._metrics: CallbackMetricsSink | None = None
+        self._own_sinks: list[Sink] = []
+        self._samples: int | None = None
+        self._tokens: int | None = None
+        self._gated = False
+
+    # -- what a user reads ------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest training snapshot."""
+        return self.monitor.snapshot
+
+    @property
+    def snapshots(self) -> dict[str, Snapshot]:
+        """The last snapshot of each other stage: ``val``, ``test``, ``predict``."""
+        return self.monitor.snapshots
+
+    @property
+    def health(self) -> HealthReport:
+        """The newest verdict."""
+        return self.monitor.health
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in a checkpoint."""
+        return "CMRMonitorCallback"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Run totals, the window begun and the open alerts, as plain data."""
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called."""
+        self.monitor.load_state_dict(state_dict)
+
+    # -- start and end ----------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attach to the model, before anything is compiled.
+
+        A fit with another Trainer starts new totals; fitting on with the same one goes on.
+        """
+        known = None if self._trainer is None else self._trainer()
+        if stage == "fit" and known is not trainer:
+            self.monitor.reset_metrics()
+        self._trainer = weakref.ref(trainer)
+        self._timer = StepTimer()
+        self.monitor.attach(pl_module)
+
+    @_guarded
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what `configure_model` made, and make room on the model's device."""
+        found = self.monitor.attach(pl_module)  # configure_model() may have made modules since
+        self.monitor.place_cells(pl_module.device)
+        self._open_sinks(trainer)
+        if not found and self.monitor.config.watches_layer(None):
+            logger.warning(
+                "found no CMRProbe in %s: only times are monitored. Hold a CMRProbe in each memory "
+                "layer and call it where states are captured, stored, retrieved and reconstructed",
+                type(pl_module).__name__,
+            )
+        if trainer.world_size > 1 and trainer.is_global_zero:
+            logger.warning(
+                "numbers are those of rank 0 alone, of %d ranks: this version does not add up "
+                "ranks yet",
+                trainer.world_size,
+            )
+
+    @_guarded
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fix the window's length, time the optimizers, and have the health score be there."""
+        configured = self.monitor.config.log_every_n_steps
+        self.monitor.window_steps = configured or trainer.log_every_n_steps or DEFAULT_WINDOW
+        self._remove_handles()
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, torch.optim.Optimizer):
+                self._handles.append(optimizer.register_step_post_hook(self._after_optimizer))
+        self._gated = False
+        if self._metrics is not None:
+            self._metrics.rewrite()
+
+    @_guarded
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last, partial window."""
+        self.monitor.flush()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Lightning may not call `teardown` after this: flush and let go."""
+        self._leave()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Flush and let go of the model."""
+        self._leave()
+
+    @_guarded
+    def _leave(self) -> None:
+        self._remove_handles()
+        self.monitor.detach()
+        if self.monitor.stage != "train":
+            self.monitor.enter_stage("train")
+        try:
+            self.monitor.flush()
+        finally:
+            for sink in self._own_sinks:
+                sink.close()
+            mine = {id(sink) for sink in self._own_sinks}
+            self.monitor.sinks = [s for s in self.monitor.sinks if id(s) not in mine]
+            self._own_sinks = []
+            self._metrics = None
+            self.monitor.alerts.console.emit = None
+
+    # -- each step --------------------------------------------------------------------------
+
+    @_guarded
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start timing a batch."""
+        self._timer.batch_start(self._now())
+        self._count(batch)
+
+    @_guarded
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
+    ) -> None:
+        """The forward has ended."""
+        if self._gated or self.monitor.compiled_code_counts():
+            self._gated = True
+            self.monitor.set_gate(False)
+        self._timer.before_backward(self._now())
+
+    @_guarded
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The backward has ended."""
+        self._timer.after_backward(self._now())
+        if self._gated:
+            self.monitor.set_gate(True)
+
+    @_guarded
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """The optimizer begins."""
+        self._timer.before_optimizer(self._now())
+
+    def _after_optimizer(self, *args: Any) -> None:
+        self._timer.after_optimizer(self._now())
+
+    @_guarded
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Record the step if this batch completed one, and end the window if that is due."""
+        entered = self._now()
+        self._timer.batch_end(entered)
+        try:
+            if batch_steps(trainer, batch_idx):
+                self.monitor.record_step(self._timer.take(self._samples, self._tokens))
+                self._samples = self._tokens = None
+                self.monitor.step(current_step(trainer))
+        finally:
+            self._timer.left_hook(entered, self._now())
+
+    def _count(self, batch: Any) -> None:
+        if self.monitor.config.watches_component("model"):
+            samples, tokens = batch_shape(batch)
+            if samples is not None:
+                self._samples = (self._samples or 0) + samples
+            if tokens is not None:
+                self._tokens = (self._tokens or 0) + tokens
+
+    # -- other stages -----------------------------------------------------------------------
+
+    @_guarded
+    def _enter(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.monitor.attach(pl_module)
+        self.monitor.place_cells(pl_module.device)
+        self._open_sinks(trainer)
+        self._timer.pause()
+        self.monitor.enter_stage(stage)
+        if self._metrics is not None:
+            self._metrics.rewrite()
+
+    @_guarded
+    def _leave_stage(self, trainer: Trainer) -> None:
+        self.monitor.leave_stage(current_step(trainer))
+        self._stage_timer = None
+        self._timer.resume(self._now())
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is recorded belongs to validation, or to the sanity check."""
+        self._enter(trainer, pl_module, "sanity" if trainer.sanity_checking else "val")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation's numbers are logged once."""
+        self._leave_stage(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is recorded belongs to the test."""
+        self._enter(trainer, pl_module, "test")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The test's numbers are logged once."""
+        self._leave_stage(trainer)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is recorded belongs to the prediction."""
+        self._enter(trainer, pl_module, "predict")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The prediction's numbers are logged once."""
+        self._leave_stage(trainer)
+
+    @_guarded
+    def _evaluation_batch_start(self, batch: Any) -> None:
+        self._samples = self._tokens = None
+        self._count(batch)
+        self._timer.batch_start(self._now())
+
+    @_guarded
+    def _evaluation_batch_end(self) -> None:
+        now = self._now()
+        self._timer.batch_end(now)
+        span, wait, forward, _, _, _, passes, *_ = self._timer.take(None, None)
+        record = (span, wait, forward, None, None, None, passes, self._samples, self._tokens)
+        self.monitor.record_step(record)
+        self._samples = self._tokens = None
+        self._timer.resume(now)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Start timing a batch."""
+        self._evaluation_batch_start(batch)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Record the batch."""
+        self._evaluation_batch_end()
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Start timing a batch."""
+        self._evaluation_batch_start(batch)
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Record the batch."""
+        self._evaluation_batch_end()
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Start timing a batch."""
+        self._evaluation_batch_start(batch)
+
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Record the batch."""
+        self._evaluation_batch_end()
+
+    # -- sinks ------------------------------------------------------------------------------
+
+    def _open_sinks(self, trainer: Trainer) -> None:
+        if self._own_sinks:
+            return
+        if self.sinks_config.callback_metrics:
+            self._metrics = CallbackMetricsSink(lambda: trainer.callback_metrics)
+            self._own_sinks.append(self._metrics)
+        if trainer.is_global_zero:
+            self.monitor.alerts.console.emit = progress_bar_print(trainer)
+            # with log_every_n_steps=0 the user asked for nothing in the loggers
+            if self.sinks_config.loggers and trainer.log_every_n_steps != 0:
+                self._own_sinks += [self._logger_sink(item) for item in trainer.loggers]
+        else:
+            self.monitor.alerts.channels = []
+        self.monitor.sinks += self._own_sinks
+
+    def _logger_sink(self, item: Any) -> Sink:
+        writer = tensorboard_writer(item)
+        if writer is not None and TensorBoardSink.accepts(writer):
+            return TensorBoardSink(writer, custom_scalars=self.sinks_config.custom_scalars)
+        return LoggerSink(item)
+
+    def _remove_handles(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []

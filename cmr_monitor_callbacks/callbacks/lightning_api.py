@@ -1,0 +1,58 @@
+"""Everything that is needed of Lightning beyond its public interface, with a fallback each.
+
+Both import names are served: ``pytorch_lightning`` always, ``lightning.pytorch`` where installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytorch_lightning as pl
+
+Trainer = pl.Trainer
+LightningModule = pl.LightningModule
+
+
+def callback_bases() -> tuple[type, ...]:
+    """Base classes that make a callback acceptable to the Trainer of either import name."""
+    if importlib.util.find_spec("lightning") is None:
+        return (pl.Callback,)
+    from lightning.pytorch import Callback as OtherCallback
+
+    if OtherCallback is pl.Callback:
+        return (pl.Callback,)
+    return (pl.Callback, OtherCallback)
+
+
+def current_step(trainer: Trainer) -> int:
+    """The x-axis of ``self.log``: batches that stepped before this one.
+
+    With several optimizers a batch counts once, where ``trainer.global_step`` counts each.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    steps = getattr(epoch_loop, "_batches_that_stepped", None)
+    return int(trainer.global_step if steps is None else steps)
+
+
+def batch_steps(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the batch that just ended completes an optimizer step (gradient accumulation)."""
+    accumulates = getattr(trainer.fit_loop.epoch_loop, "_should_accumulate", None)
+    if accumulates is not None:
+        return not accumulates()
+    complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return complete or trainer.is_last_batch
+
+
+def tensorboard_writer(logger: Any) -> Any | None:
+    """The ``SummaryWriter`` of a TensorBoardLogger of either import name; None of others."""
+    names = {base.__name__ for base in type(logger).__mro__}
+    return logger.experiment if "TensorBoardLogger" in names else None
+
+
+def progress_bar_print(trainer: Trainer) -> Any | None:
+    """A print that keeps the progress bar whole; None without a bar."""
+    bar = trainer.progress_bar_callback
+    if bar is None or not getattr(bar, "is_enabled", True):
+        return None
+    return bar.print

@@ -1,0 +1,642 @@
+"""Every number of the monitor, in one table: the only place that spells a metric's name.
+
+Three lists, each made from the one before:
+
+``RECORDS``
+    what a probe call gives: the fields of one event, in order.
+``STATISTICS``
+    what is stored: sums and counts that add over steps, layers and ranks; gauges that keep the last
+    value. Averages are never stored.
+``METRICS``
+    what is read: a counter is a statistic, a ratio or mean divides two of them, a quantile comes
+    from a histogram. Tags, CSV headers, the table in the docs and the reports come from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from cmr_monitor_callbacks.errors import nearest
+
+
+class Kind(str, Enum):
+    """How a metric is read."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    RATIO = "ratio"
+    MEAN = "mean"
+    QUANTILE = "quantile"
+    SCORE = "score"
+
+
+class Polarity(str, Enum):
+    """Which direction is good."""
+
+    HIGHER = "higher is better"
+    LOWER = "lower is better"
+    NEITHER = "neither"
+
+
+class Store(str, Enum):
+    """How a statistic is kept."""
+
+    COUNT = "count"  # int64, adds
+    SUM = "sum"  # float64, adds
+    GAUGE = "gauge"  # float64, the last one over steps, adds over layers and ranks
+    PEAK = "peak"  # float64, the highest over steps
+
+
+RECORDS: Final[dict[str, tuple[str, ...]]] = {
+    "capture": ("attempted", "captured", "stored", "seconds", "considered"),
+    "reconstruction": ("memories_used", "quality", "seconds"),
+    "buffer": ("entries", "capacity", "nbytes", "evicted", "cleared", "loaded"),
+    "retrieval": ("requested", "returned", "hits", "seconds", "quality"),
+    "step": (
+        "step",
+        "data_wait",
+        "forward",
+        "backward",
+        "optimizer",
+        "monitor",
+        "passes",
+        "samples",
+        "tokens",
+    ),
+    "error": ("errors", "operations", "nonfinite"),
+}
+"""Fields of one event of each kind; a field may be None, which is no data."""
+
+UNIT_INTERVAL: Final = frozenset({"quality"})
+"""Fields that must lie in 0..1."""
+
+GAUGE_FIELDS: Final = frozenset({"entries", "capacity", "nbytes"})
+"""Fields that say what holds now; the others are increments."""
+
+REAL_FIELDS: Final = UNIT_INTERVAL | {
+    "seconds",
+    "memories_used",
+    "step",
+    "data_wait",
+    "forward",
+    "backward",
+    "optimizer",
+    "monitor",
+}
+"""Fields that need not be whole numbers."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One stored row."""
+
+    name: str
+    component: str
+    store: Store
+
+
+def _statistics(component: str, store: Store, *names: str) -> tuple[Statistic, ...]:
+    return tuple(Statistic(name, component, store) for name in names)
+
+
+STATISTICS: Final[tuple[Statistic, ...]] = (
+    *_statistics(
+        "capture",
+        Store.COUNT,
+        "states_attempted",
+        "states_captured",
+        "states_stored",
+        "states_considered",
+        "capture_calls",
+    ),
+    *_statistics("capture", Store.SUM, "capture_seconds"),
+    *_statistics("reconstruction", Store.COUNT, "reconstruction_calls", "total_reconstructions"),
+    *_statistics(
+        "reconstruction",
+        Store.SUM,
+        "memories_used_sum",
+        "reconstruction_quality_sum",
+        "reconstruction_seconds",
+    ),
+    *_statistics("buffer", Store.COUNT, "eviction_count", "states_cleared", "states_loaded"),
+    *_statistics("buffer", Store.GAUGE, "total_entries", "capacity", "memory_bytes"),
+    *_statistics("buffer", Store.PEAK, "entries_peak"),
+    *_statistics(
+        "retrieval",
+        Store.COUNT,
+        "total_retrievals",
+        "entries_retrieved",
+        "cache_hits",
+        "cache_operations",
+        "retrievals_timed",
+    ),
+    *_statistics("retrieval", Store.SUM, "retrieval_seconds", "retrieval_quality_sum"),
+    *_statistics("timing", Store.COUNT, "forward_passes", "passes_timed"),
+    *_statistics(
+        "timing",
+        Store.SUM,
+        "step_seconds",
+        "data_wait_seconds",
+        "forward_seconds",
+        "backward_seconds",
+        "optimizer_seconds",
+        "monitor_seconds",
+    ),
+    *_statistics("throughput", Store.COUNT, "samples", "tokens"),
+    *_statistics("throughput", Store.SUM, "sample_seconds", "token_seconds"),
+    *_statistics("errors", Store.COUNT, "error_count", "operations", "nonfinite_count"),
+)
+
+TIMERS: Final[tuple[tuple[str, str], ...]] = (
+    ("capture", "capture_time"),
+    ("reconstruction", "reconstruction_time"),
+    ("retrieval", "retrieval_time"),
+    ("timing", "step_time"),
+    ("timing", "data_wait"),
+    ("timing", "forward_time"),
+    ("timing", "backward_time"),
+    ("timing", "optimizer_time"),
+)
+"""(component, name) of each latency histogram, kept for the component as a whole."""
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """One row of the table of metrics."""
+
+    name: str
+    component: str
+    kind: Kind
+    unit: str
+    polarity: Polarity
+    help: str
+    numerator: str = ""
+    """Statistic that is read; of a ratio or mean, the upper one; of a quantile, its timer."""
+    denominator: str = ""
+    """Statistic below the line; ``#name``: the number of samples given of a statistic."""
+    quantile: float = 0.0
+    layer_tag: bool = False
+    """Logged for each layer by default."""
+    whole_tag: bool = True
+    """Logged for the model as a whole by default."""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def over_steps(self) -> str:
+        """How values of successive steps make one."""
+        return _OVER_STEPS[self.kind]
+
+    @property
+    def over_layers(self) -> str:
+        """How the layers' values make the whole model's."""
+        if self.name == "capacity":
+            return "min(total limit, sum of the layers' limits)"
+        return _OVER_LAYERS[self.kind]
+
+    @property
+    def tag(self) -> str:
+        """The tag of the whole model's value, for the training stage."""
+        return f"cmr_{self.component}/{self.name}"
+
+
+_OVER_STEPS = {
+    Kind.COUNTER: "sum",
+    Kind.GAUGE: "last",
+    Kind.RATIO: "ratio of sums",
+    Kind.MEAN: "sum / count",
+    Kind.QUANTILE: "merged histogram",
+    Kind.SCORE: "last",
+}
+_OVER_LAYERS = _OVER_STEPS | {Kind.GAUGE: "sum"}
+
+
+def _counter(component: str, name: str, unit: str, help_: str, **more: object) -> MetricInfo:
+    polarity = more.pop("polarity", Polarity.NEITHER)
+    numerator = more.pop("numerator", name)
+    return MetricInfo(
+        name, component, Kind.COUNTER, unit, polarity, help_, numerator=numerator, **more
+    )  # type: ignore[arg-type]
+
+
+def _ratio(component: str, name: str, over: str, under: str, help_: str, **more: object) -> MetricInfo:
+    polarity = more.pop("polarity", Polarity.HIGHER)
+    kind = more.pop("kind", Kind.RATIO)
+    unit = more.pop("unit", "1")
+    return MetricInfo(name, component, kind, unit, polarity, help_, over, under, **more)  # type: ignore[arg-type]
+
+
+def _mean_seconds(component: str, name: str, stat: str, under: str, help_: str, **more: object) -> MetricInfo:
+    return _ratio(
+        component,
+        name,
+        stat,
+        under,
+        help_,
+        kind=Kind.MEAN,
+        unit="s",
+        polarity=Polarity.LOWER,
+        **more,
+    )
+
+
+def _quantiles(component: str, timer: str, help_: str, *, logged: bool) -> tuple[MetricInfo, ...]:
+    return tuple(
+        MetricInfo(
+            f"{timer}_p{round(q * 100)}",
+            component,
+            Kind.QUANTILE,
+            "s",
+            Polarity.LOWER,
+            f"{round(q * 100)}th percentile of {help_}, within 2 %",
+            numerator=timer,
+            quantile=q,
+            whole_tag=logged,
+        )
+        for q in (0.50, 0.95, 0.99)
+    )
+
+
+METRICS: Final[tuple[MetricInfo, ...]] = (
+    # capture
+    _counter("capture", "states_considered", "states", "states scored for relevance"),
+    _counter(
+        "capture",
+        "states_attempted",
+        "states",
+        "states that passed the selection and that the capture tried to take",
+    ),
+    _counter(
+        "capture",
+        "states_captured",
+        "states",
+        "states taken: finite, well-shaped, handed to the buffer",
+        layer_tag=True,
+        aliases=("total_captures", "states_captured_per_layer"),
+    ),
+    _counter(
+        "capture",
+        "states_stored",
+        "states",
+        "captured states that the buffer took",
+        layer_tag=True,
+        aliases=("states_stored_per_layer",),
+    ),
+    _counter(
+        "capture",
+        "states_rejected",
+        "states",
+        "captured states that the buffer refused",
+        polarity=Polarity.LOWER,
+        numerator="states_captured-states_stored",
+    ),
+    _counter("capture", "capture_calls", "calls", "calls of the capture"),
+    _ratio(
+        "capture",
+        "capture_efficiency",
+        "states_captured",
+        "states_attempted",
+        "captured / attempted: the capture's success rate",
+    ),
+    _ratio(
+        "capture",
+        "storage_efficiency",
+        "states_stored",
+        "states_captured",
+        "stored / captured",
+        layer_tag=True,
+    ),
+    _ratio(
+        "capture",
+        "selection_rate",
+        "states_attempted",
+        "states_considered",
+        "attempted / considered",
+        polarity=Polarity.NEITHER,
+    ),
+    _mean_seconds(
+        "capture", "avg_capture_time", "capture_seconds", "#capture_seconds", "mean time of a capture call"
+    ),
+    *_quantiles("capture", "capture_time", "the time of a capture call", logged=True),
+    # reconstruction
+    _counter("reconstruction", "reconstruction_calls", "calls", "calls of the reconstruction"),
+    _counter(
+        "reconstruction",
+        "total_reconstructions",
+        "calls",
+        "reconstruction calls that used at least one memory",
+        layer_tag=True,
+        aliases=("reconstructions_per_layer",),
+    ),
+    _ratio(
+        "reconstruction",
+        "memories_used",
+        "memories_used_sum",
+        "total_reconstructions",
+        "memories read, mean over the calls that used any",
+        kind=Kind.MEAN,
+        unit="memories",
+        polarity=Polarity.NEITHER,
+    ),
+    _ratio(
+        "reconstruction",
+        "reconstruction_quality",
+        "reconstruction_quality_sum",
+        "#reconstruction_quality_sum",
+        "quality as the model gives it, 0..1",
+        kind=Kind.MEAN,
+    ),
+    _mean_seconds(
+        "reconstruction",
+        "avg_reconstruction_time",
+        "reconstruction_seconds",
+        "#reconstruction_seconds",
+        "mean time of a reconstruction call",
+        layer_tag=True,
+    ),
+    *_quantiles(
+        "reconstruction", "reconstruction_time", "the time of a reconstruction call", logged=True
+    ),
+    # buffer
+    MetricInfo(
+        "total_entries",
+        "buffer",
+        Kind.GAUGE,
+        "states",
+        Polarity.NEITHER,
+        "entries held now",
+        "total_entries",
+        layer_tag=True,
+        aliases=("entries_per_layer",),
+    ),
+    MetricInfo(
+        "capacity",
+        "buffer",
+        Kind.GAUGE,
+        "states",
+        Polarity.NEITHER,
+        "entries that can be held at most",
+        "capacity",
+    ),
+    MetricInfo(
+        "utilization_rate",
+        "buffer",
+        Kind.GAUGE,
+        "1",
+        Polarity.NEITHER,
+        "entries that a capacity bounds / that capacity; may pass 1",
+        "total_entries",
+        "capacity",
+        layer_tag=True,
+        aliases=("memory_utilization",),
+    ),
+    MetricInfo(
+        "memory_size_mb",
+        "buffer",
+        Kind.GAUGE,
+        "MiB",
+        Polarity.LOWER,
+        "payload of the entries held now",
+        "memory_bytes",
+    ),
+    _counter(
+        "buffer",
+        "eviction_count",
+        "states",
+        "entries dropped by the buffer's policy: capacity, age, relevance, a wipe when full",
+        layer_tag=True,
+    ),
+    _counter("buffer", "states_loaded", "states", "entries restored or imported"),
+    _counter("buffer", "states_cleared", "states", "entries removed by an explicit clear"),
+    _ratio(
+        "buffer",
+        "eviction_rate",
+        "eviction_count",
+        "states_stored",
+        "evicted / stored",
+        polarity=Polarity.LOWER,
+    ),
+    # retrieval
+    _counter("retrieval", "total_retrievals", "operations", "retrieval operations"),
+    _counter("retrieval", "entries_retrieved", "states", "entries given back"),
+    _counter("retrieval", "cache_hits", "operations", "operations answered from the cache"),
+    _ratio(
+        "retrieval",
+        "cache_hit_rate",
+        "cache_hits",
+        "cache_operations",
+        "cache hits / operations where there is a cache",
+    ),
+    _mean_seconds(
+        "retrieval",
+        "avg_retrieval_time",
+        "retrieval_seconds",
+        "retrievals_timed",
+        "mean time of a retrieval operation",
+    ),
+    *_quantiles("retrieval", "retrieval_time", "the time of a retrieval operation", logged=True),
+    _ratio(
+        "retrieval",
+        "retrieval_quality",
+        "retrieval_quality_sum",
+        "#retrieval_quality_sum",
+        "quality as the model gives it, 0..1",
+        kind=Kind.MEAN,
+    ),
+    # model
+    _ratio(
+        "model",
+        "batch_size",
+        "samples",
+        "#samples",
+        "samples of a step",
+        kind=Kind.MEAN,
+        unit="samples",
+        polarity=Polarity.NEITHER,
+    ),
+    _counter("model", "tokens", "tokens", "token positions that entered the model"),
+    # timing
+    _mean_seconds(
+        "timing",
+        "step_time",
+        "step_seconds",
+        "#step_seconds",
+        "time of a step, from its first batch's start to its last batch's end",
+    ),
+    _mean_seconds(
+        "timing",
+        "data_wait",
+        "data_wait_seconds",
+        "#data_wait_seconds",
+        "time between batches, validation not counted",
+    ),
+    _mean_seconds(
+        "timing",
+        "avg_forward_time",
+        "forward_seconds",
+        "passes_timed",
+        "mean time of a forward pass",
+    ),
+    _mean_seconds(
+        "timing", "backward_time", "backward_seconds", "#backward_seconds", "backward time of a step"
+    ),
+    _mean_seconds(
+        "timing",
+        "optimizer_time",
+        "optimizer_seconds",
+        "#optimizer_seconds",
+        "optimizer time of a step",
+    ),
+    _mean_seconds(
+        "timing",
+        "monitor_time",
+        "monitor_seconds",
+        "#monitor_seconds",
+        "time of a step spent in the monitor's own hooks",
+    ),
+    _counter(
+        "timing", "total_forward_time", "s", "forward time of the stage", numerator="forward_seconds"
+    ),
+    _mean_seconds(
+        "timing",
+        "avg_latency",
+        "forward_seconds",
+        "passes_timed",
+        "forward time / forward passes of the watched model",
+    ),
+    _ratio(
+        "timing",
+        "throughput",
+        "samples",
+        "sample_seconds",
+        "samples / wall seconds, validation not counted",
+        unit="samples/s",
+    ),
+    _ratio(
+        "timing",
+        "tokens_per_second",
+        "tokens",
+        "token_seconds",
+        "token positions / wall seconds, validation not counted",
+        unit="tokens/s",
+    ),
+    *_quantiles("timing", "step_time", "the time of a step", logged=False),
+    # errors
+    _counter(
+        "errors",
+        "error_count",
+        "errors",
+        "errors that the model's parts reported",
+        polarity=Polarity.LOWER,
+    ),
+    _ratio(
+        "errors",
+        "error_rate",
+        "error_count",
+        "operations",
+        "errors / (capture + reconstruction + retrieval calls + forward passes)",
+        polarity=Polarity.LOWER,
+    ),
+    _counter(
+        "errors",
+        "nonfinite_count",
+        "samples",
+        "samples rejected because they were not finite",
+        polarity=Polarity.LOWER,
+    ),
+)
+
+
+def _score(component: str, name: str, unit: str, help_: str, polarity: Polarity) -> MetricInfo:
+    return MetricInfo(name, component, Kind.SCORE, unit, polarity, help_)
+
+
+COMPONENTS: Final = ("capture", "reconstruction", "buffer", "retrieval", "timing", "errors", "model")
+"""Components that a user can switch off (``monitoring.components``)."""
+
+HEALTH_COMPONENTS: Final = (*COMPONENTS, "monitor")
+"""Components that have a score and a status."""
+
+OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
+    _score(
+        "health", "score", "0..100", "half the worst component + half their mean", Polarity.HIGHER
+    ),
+    _score(
+        "health",
+        "status",
+        "code",
+        "0 unknown, 1 healthy, 2 warning, 3 critical",
+        Polarity.NEITHER,
+    ),
+    _score("health", "alerts_firing", "alerts", "alerts firing now", Polarity.LOWER),
+    _score("health", "alerts_pending", "alerts", "alerts met but not yet firing", Polarity.LOWER),
+    *(
+        info
+        for name in HEALTH_COMPONENTS
+        for info in (
+            _score("health", name, "0..100", f"score of {name}", Polarity.HIGHER),
+            _score("health", f"{name}_status", "code", f"status of {name}", Polarity.NEITHER),
+        )
+    ),
+    _score("monitor", "events", "events", "events recorded", Polarity.NEITHER),
+    _score(
+        "monitor",
+        "invalid_samples",
+        "samples",
+        "samples rejected: not finite, negative, out of range or not a number",
+        Polarity.LOWER,
+    ),
+    _score(
+        "monitor",
+        "overhead_seconds",
+        "s",
+        "time spent in the monitor's own hooks over the run",
+        Polarity.LOWER,
+    ),
+    _score(
+        "monitor",
+        "overhead_fraction",
+        "1",
+        "that time / wall time of the steps, over the window",
+        Polarity.LOWER,
+    ),
+    _score("monitor", "processing_time", "s", "last fold, evaluation and logging", Polarity.LOWER),
+    _score("monitor", "failures", "failures", "the monitor's own failures", Polarity.LOWER),
+)
+"""What the monitor says of itself and of health; computed, not reduced."""
+
+BY_NAME: Final[dict[str, MetricInfo]] = {m.name: m for m in (*METRICS, *OWN_METRICS)}
+_ALIASES: Final[dict[str, str]] = {a: m.name for m in METRICS for a in m.aliases}
+
+
+def canonical(name: str) -> str:
+    """The canonical name of a metric, which may be given by another of its names.
+
+    Raises:
+        KeyError: no metric has that name; the message names the nearest.
+
+    >>> canonical("total_captures"), canonical("states_stored")
+    ('states_captured', 'states_stored')
+    """
+    if name in BY_NAME:
+        return name
+    if name in _ALIASES:
+        return _ALIASES[name]
+    raise KeyError(f"no metric is named {name!r}; {nearest(name, known_names())}")
+
+
+def known_names() -> Iterable[str]:
+    """Every name that `canonical` takes."""
+    return (*BY_NAME, *_ALIASES)
+
+
+def statistics_of(component: str, *stores: Store) -> tuple[str, ...]:
+    """Names of a component's statistics of the given kinds of store, in the table's order."""
+    return tuple(s.name for s in STATISTICS if s.component == component and s.store in stores)
+
+
+def timers_of(component: str) -> tuple[str, ...]:
+    """Names of a component's timers."""
+    return tuple(name for owner, name in TIMERS if owner == component)

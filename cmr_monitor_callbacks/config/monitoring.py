@@ -1,0 +1,100 @@
+"""What is collected, how often, and where it goes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from cmr_monitor_callbacks.catalogue import COMPONENTS, METRICS
+from cmr_monitor_callbacks.config.loading import Settings
+from cmr_monitor_callbacks.errors import nearest
+from cmr_monitor_callbacks.layers import matches
+
+
+class AlertThresholds(Settings):
+    """Short form of alert rules. Any other key must be the name of a rule, whose threshold it sets."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+    __pydantic_extra__: dict[str, float]
+
+    high_latency: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Alert when ``avg_latency`` is over it, in seconds."""
+    low_efficiency: float | None = Field(default=None, ge=0, le=1)
+    """Alert when ``capture_efficiency`` or ``storage_efficiency`` is under it, in 0..1."""
+    high_error_rate: float | None = Field(default=None, ge=0, le=1)
+    """Alert when ``error_rate`` is over it, in 0..1."""
+
+
+class MonitoringConfig(Settings):
+    """What is collected and how often (argument ``monitoring``; the specification's dictionary).
+
+    >>> MonitoringConfig(log_every_n_steps=10).health_check_interval
+    0.0
+    """
+
+    enable_real_time: bool = True
+    """Live statistics (``get_live_stats``)."""
+    enable_profiling: Literal[False] = False
+    """Detailed profiling; not there yet in this version, so only false is allowed."""
+    log_every_n_steps: int | None = Field(default=None, ge=1)
+    """Steps in a window; null: the Trainer's ``log_every_n_steps``."""
+    metric_collection_interval: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds in a window, instead of steps; null: windows by steps."""
+    health_check_interval: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Rules run at the first window end at least this many seconds after their last run."""
+    max_history_size: int = Field(default=1000, ge=1)
+    """Windows, transitions and raw timings kept in memory."""
+    alert_thresholds: AlertThresholds = Field(default_factory=AlertThresholds)
+    """Short form of alert rules."""
+    components: tuple[str, ...] = ("*",)
+    """Globs: components that are watched; others are neither collected nor paid for."""
+    layers: tuple[str, ...] = ("*",)
+    """Globs: layers that are watched; others are neither collected nor paid for."""
+    layer_metrics: tuple[str, ...] | None = None
+    """Globs: metrics that are logged for each layer; null: the catalogue's eight."""
+    on_monitor_error: Literal["log", "raise"] = "log"
+    """What the monitor's own failure does: counted and logged once, or raised."""
+
+    @field_validator("components")
+    @classmethod
+    def _known_components(cls, globs: tuple[str, ...]) -> tuple[str, ...]:
+        for glob in globs:
+            if not any(matches(glob, name) for name in COMPONENTS):
+                raise ValueError(f"{glob!r} names no component; {nearest(glob, COMPONENTS)}")
+        return globs
+
+    @field_validator("layer_metrics")
+    @classmethod
+    def _known_metrics(cls, globs: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        names = [metric.name for metric in METRICS]
+        for glob in globs or ():
+            if not any(matches(glob, name) for name in names):
+                raise ValueError(f"{glob!r} names no metric; {nearest(glob, names)}")
+        return globs
+
+    def watches_component(self, name: str) -> bool:
+        """Whether a component is collected."""
+        return any(matches(glob, name) for glob in self.components)
+
+    def watches_layer(self, layer: object) -> bool:
+        """Whether a layer is collected; the model as a whole always is."""
+        return layer is None or any(matches(glob, layer) for glob in self.layers)
+
+
+class ProbesConfig(Settings):
+    """How numbers leave the model (argument ``probes``)."""
+
+    explicit: bool = True
+    """Attach the `CMRProbe`s that the model holds."""
+
+
+class SinksConfig(Settings):
+    """Where the numbers go (argument ``sinks``)."""
+
+    loggers: bool = True
+    """Every logger of the Trainer, once per window."""
+    callback_metrics: bool = True
+    """``trainer.callback_metrics``, so that EarlyStopping and ModelCheckpoint can monitor them."""
+    custom_scalars: bool = True
+    """A layout for TensorBoard's Custom Scalars page: the layers as lines of one chart."""

@@ -1,0 +1,42 @@
+"""The exceptions that this package raises on purpose.
+
+    CMRMonitorError
+    ├── ConfigError      a setting is wrong; raised before training starts
+    ├── LayerError       layer ids that cannot be told apart
+    └── MonitorFailure   the monitor itself failed, with ``on_monitor_error: raise``
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CMRMonitorError(Exception):
+    """Base of every exception of this package."""
+
+
+class ConfigError(CMRMonitorError, ValueError):
+    """A setting is wrong. The message names the field, the value and what is allowed."""
+
+
+class LayerError(CMRMonitorError, ValueError):
+    """Two layer ids would be shown under one name."""
+
+
+class MonitorFailure(CMRMonitorError, RuntimeError):
+    """The monitor failed and ``on_monitor_error: raise`` asked to hear of it."""
+
+
+def nearest(name: object, allowed: Iterable[str]) -> str:
+    """A hint for an unknown name: the closest allowed one, then all of them.
+
+    >>> nearest("warnin", ["warning", "error"])
+    "did you mean 'warning'? (allowed: warning, error)"
+    >>> nearest("zzz", ["warning", "error"])
+    'allowed: warning, error'
+    """
+    names = [str(a) for a in allowed]
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    listing = f"allowed: {', '.join(names)}"
+    return f"did you mean {close[0]!r}? ({listing})" if close else listing

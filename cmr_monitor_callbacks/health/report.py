@@ -1,0 +1,138 @@
+"""The verdict: a score and a status for each component and for the system."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from cmr_monitor_callbacks.catalogue import HEALTH_COMPONENTS, METRICS
+from cmr_monitor_callbacks.health.rules import AlertRule
+from cmr_monitor_callbacks.health.states import AlertState, HealthStatus, Phase, Severity
+from cmr_monitor_callbacks.snapshot import Snapshot
+
+_COST: Final = {Severity.WARNING: 20.0, Severity.ERROR: 50.0, Severity.CRITICAL: 100.0}
+_NAMES: Final = {"buffer": "memory_buffer", "retrieval": "retrieval_system"}
+
+
+@dataclass(frozen=True)
+class ComponentHealth:
+    """The verdict on one component; the score is NaN where nothing is known."""
+
+    score: float = math.nan
+    status: HealthStatus = HealthStatus.UNKNOWN
+
+
+@dataclass(frozen=True)
+class HealthReport:
+    """The verdict on a run.
+
+    Attributes:
+        score: 0..100; half the worst component and half their mean; 100 before anything is judged.
+        status: of the system.
+        components: by component.
+        firing: alerts that fire, the worst first.
+        pending: alerts whose condition holds, not yet for long enough.
+
+    >>> report = HealthReport()
+    >>> report.score, report.status.value
+    (100.0, 'unknown')
+    """
+
+    score: float = 100.0
+    status: HealthStatus = HealthStatus.UNKNOWN
+    components: Mapping[str, ComponentHealth] = field(default_factory=dict)
+    firing: tuple[AlertState, ...] = ()
+    pending: tuple[AlertState, ...] = ()
+
+    def numbers(self) -> dict[str, float]:
+        """The verdict as numbers by metric name; a component of which nothing is known is left out."""
+        out = {
+            "score": self.score,
+            "status": float(self.status.code),
+            "alerts_firing": float(len(self.firing)),
+            "alerts_pending": float(len(self.pending)),
+        }
+        for name, component in self.components.items():
+            if component.status is not HealthStatus.UNKNOWN:
+                out[name] = component.score
+                out[f"{name}_status"] = float(component.status.code)
+        return out
+
+    def component_status(self) -> dict[str, str]:
+        """Status by component, under the names that reports use."""
+        return {_NAMES.get(name, name): c.status.value for name, c in self.components.items()}
+
+
+def assess(
+    rules: Iterable[AlertRule], states: Iterable[AlertState], snapshot: Snapshot
+) -> HealthReport:
+    """Score components and system.
+
+    A component starts at 100 and loses 20 (warning), 50 (error) or 100 (critical) for the worst
+    alert firing on it, and 5 for every further rule firing. One without data is unknown and not
+    counted.
+
+    >>> from cmr_monitor_callbacks.health.report import system_score
+    >>> round(system_score([100.0, 100.0, 80.0]), 1)
+    86.7
+    """
+    owner = {rule.name: rule.component for rule in rules}
+    alerts = sorted(states, key=lambda s: 0 if s.severity is None else -s.severity.rank)
+    firing = tuple(s for s in alerts if s.phase is Phase.FIRING)
+    components = {}
+    for name in HEALTH_COMPONENTS:
+        on_it = [s for s in firing if owner.get(s.rule) == name]
+        components[name] = _component(on_it, known=bool(on_it) or _has_data(name, snapshot))
+    scores = [c.score for c in components.values() if not math.isnan(c.score)]
+    score = system_score(scores)
+    return HealthReport(
+        score,
+        _system_status(score, firing, components),
+        components,
+        firing,
+        tuple(s for s in alerts if s.phase is Phase.PENDING),
+    )
+
+
+def system_score(scores: Iterable[float]) -> float:
+    """Half the worst component and half their mean; 100 without any."""
+    known = list(scores)
+    return 0.5 * min(known) + 0.5 * sum(known) / len(known) if known else 100.0
+
+
+def _component(firing: list[AlertState], *, known: bool) -> ComponentHealth:
+    if not known:
+        return ComponentHealth()
+    if not firing:
+        return ComponentHealth(100.0, HealthStatus.HEALTHY)
+    worst = max((s.severity for s in firing if s.severity), key=lambda s: s.rank)
+    further = len({s.rule for s in firing}) - 1
+    score = max(0.0, 100.0 - _COST[worst] - 5.0 * further)
+    critical = worst is Severity.CRITICAL
+    return ComponentHealth(score, HealthStatus.CRITICAL if critical else HealthStatus.WARNING)
+
+
+def _system_status(
+    score: float, firing: tuple[AlertState, ...], components: Mapping[str, ComponentHealth]
+) -> HealthStatus:
+    severities = {s.severity for s in firing}
+    if Severity.CRITICAL in severities or score < 50:
+        return HealthStatus.CRITICAL
+    if Severity.ERROR in severities or score < 80:
+        return HealthStatus.WARNING
+    known = any(c.status is not HealthStatus.UNKNOWN for c in components.values())
+    return HealthStatus.HEALTHY if known else HealthStatus.UNKNOWN
+
+
+_ROWS: Final = {
+    name: [i for i, m in enumerate(METRICS) if m.component == name] for name in HEALTH_COMPONENTS
+}
+
+
+def _has_data(component: str, snapshot: Snapshot) -> bool:
+    if component == "monitor":
+        return bool(snapshot.own)
+    rows = snapshot.run[_ROWS[component], 0]
+    return not bool((rows != rows).all())

@@ -1,0 +1,87 @@
+"""What the buffer holds and drops."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cmr_monitor_callbacks.metrics.base import Array, LayeredMetric, Layers, Values
+from cmr_monitor_callbacks.metrics.base import fold as _fold
+
+
+class BufferMetric(LayeredMetric):
+    """Entries, capacity, size in memory, and what was evicted, cleared and loaded.
+
+    Gauges given for the whole model (``layer=None``) are a total limit and totals; they take part
+    as METRICS says: entries and bytes only where no layer gives its own, the capacity as an upper
+    bound of the sum of the layers' limits.
+
+    >>> metric = BufferMetric()
+    >>> metric.update(None, capacity=2000)
+    >>> metric.update(4, entries=500, capacity=1000, evicted=20, stored=520)
+    >>> metric.update(6, entries=1000, capacity=1000, evicted=30, stored=1030)
+    >>> values = metric.compute()
+    >>> float(values["utilization_rate"]), round(float(values["eviction_rate"]), 3)
+    (0.75, 0.032)
+    """
+
+    component = "buffer"
+    record = "buffer"
+    borrowed = ("states_stored",)
+
+    def update(
+        self,
+        layer: Layers,
+        entries: Values = None,
+        capacity: Values = None,
+        nbytes: Values = None,
+        evicted: Values = None,
+        cleared: Values = None,
+        loaded: Values = None,
+        *,
+        stored: Values = None,
+    ) -> None:
+        """Add one look at the buffer, or several at once (sequences of one length).
+
+        Args:
+            layer: id of the layer, None for the model as a whole, or one for each look.
+            entries: entries held now.
+            capacity: entries that can be held at most.
+            nbytes: payload of the entries held now, in bytes.
+            evicted: entries dropped by policy since the last look.
+            cleared: entries removed by an explicit clear since the last look.
+            loaded: entries restored or imported since the last look.
+            stored: entries taken in since the last look, for `eviction_rate`; needed only where no
+                `CaptureMetric` stands beside this one.
+
+        Raises:
+            ValueError: a value is negative or infinite.
+        """
+        self._update_events(
+            layer,
+            entries=entries,
+            capacity=capacity,
+            nbytes=nbytes,
+            evicted=evicted,
+            cleared=cleared,
+            loaded=loaded,
+        )
+        if stored is not None:
+            self._add_stored(layer, stored)
+
+    def _add_stored(self, layer: Layers, stored: Values) -> None:
+        ids = list(layer) if isinstance(layer, (list, tuple, np.ndarray, range)) else [layer]
+        slots = np.array([self.layout.column(i) for i in ids], dtype=np.intp)
+        given = torch.as_tensor(stored, dtype=torch.float64).cpu().numpy().reshape(-1, 1)
+        sums, samples = _fold(np.broadcast_to(given, (len(slots), 1)), slots, self.layout.width)
+        row = self.statistics.index("states_stored")
+        self.counts[row] += torch.from_numpy(sums[0].astype(np.int64)).to(self.counts.device)
+        self.samples[row] += torch.from_numpy(samples[0].copy()).to(self.counts.device)
+
+    def columns(self, events: Array) -> Array:
+        """See `LayeredMetric.columns`."""
+        entries, capacity, nbytes, evicted, cleared, loaded = events.T
+        stored = np.full(len(events), np.nan)
+        return np.stack(
+            (evicted, cleared, loaded, stored, entries, capacity, nbytes, entries), axis=1
+        )

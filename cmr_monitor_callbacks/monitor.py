@@ -1,0 +1,432 @@
+"""The monitor: ties probes, ledger, alerts and sinks together.
+
+It knows nothing of Lightning: `CMRMonitorCallback` drives it through a Trainer, a plain loop or a
+notebook drives it by hand.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from cmr_monitor_callbacks.alerts import AlertDesk
+from cmr_monitor_callbacks.clock import Clock, SystemClock
+from cmr_monitor_callbacks.config import AlertConfig, MonitoringConfig, ProbesConfig, parse
+from cmr_monitor_callbacks.errors import MonitorFailure
+from cmr_monitor_callbacks.health import HealthReport, Transition
+from cmr_monitor_callbacks.packed import ROW, Packed
+from cmr_monitor_callbacks.probes.attachment import Attachment
+from cmr_monitor_callbacks.probes.link import Link
+from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
+from cmr_monitor_callbacks.recording.recorder import InvalidSample
+from cmr_monitor_callbacks.recording.stage import ClosedWindow
+from cmr_monitor_callbacks.sinks import Sink, TagTable, WindowReport
+from cmr_monitor_callbacks.snapshot import Over, Snapshot
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_WINDOW = 50
+"""Steps in a window where nobody says."""
+STATE_VERSION = 1
+_KIND_OF = {
+    "capture": "capture",
+    "reconstruction": "reconstruction",
+    "buffer": "buffer",
+    "retrieval": "retrieval",
+    "timing": "step",
+    "errors": "error",
+}
+
+
+class CMRPerformanceMonitor:
+    """Watches a memory-augmented model: attach, step, read ``snapshot`` and ``health``.
+
+    Args:
+        config: what is collected and how often; a `MonitoringConfig` or a mapping.
+        alert_config: what counts as wrong and who is told; an `AlertConfig` or a mapping.
+        model: attached at once, if given.
+        probes: how numbers leave the model; a `ProbesConfig` or a mapping.
+        clock: where time comes from; the machine's own by default.
+
+    Raises:
+        ConfigError: a setting is wrong; the message names field, value and what is allowed.
+
+    >>> from cmr_monitor_callbacks import CMRProbe
+    >>> model = nn.Linear(2, 2)
+    >>> model.probe = CMRProbe(4)
+    >>> monitor = CMRPerformanceMonitor({"log_every_n_steps": 1}, model=model)
+    >>> with monitor.track_performance():
+    ...     model.probe.capture(attempted=52, captured=50, stored=45)
+    >>> monitor.snapshot.value("storage_efficiency", layer=4)
+    0.9
+    >>> monitor.detach()
+    """
+
+    def __init__(
+        self,
+        config: MonitoringConfig | Mapping[str, Any] | None = None,
+        *,
+        alert_config: AlertConfig | Mapping[str, Any] | None = None,
+        model: nn.Module | None = None,
+        probes: ProbesConfig | Mapping[str, Any] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.config = parse(MonitoringConfig, config, "monitoring")
+        self.alert_config = parse(AlertConfig, alert_config, "alerts")
+        self.probes_config = parse(ProbesConfig, probes, "probes")
+        self.clock: Clock = clock or SystemClock()
+        self.window_steps = self.config.log_every_n_steps or DEFAULT_WINDOW
+        self.sinks: list[Sink] = []
+        keep = self.config.max_history_size
+        self.alerts = AlertDesk(
+            self.alert_config,
+            self.config.alert_thresholds,
+            self.config.health_check_interval,
+            keep,
+        )
+        self.error_log: deque[str] = deque(maxlen=keep)
+        """Errors and rejected values as text, the newest last."""
+        self._kinds = frozenset(
+            kind for name, kind in _KIND_OF.items() if self.config.watches_component(name)
+        )
+        self._ledger = Ledger(keep, self._note_invalid)
+        self._attachment = Attachment(
+            self._ledger, self._kinds, self.config.watches_layer, self._note_error
+        )
+        self._known_failures: set[str] = set()
+        self._tables: dict[str, tuple[Any, TagTable]] = {}
+        self.reset_metrics()
+        if model is not None:
+            self.attach(model)
+
+    # -- attaching --------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module) -> int:
+        """Listen to the probes of a model; those attached already stay so.
+
+        Returns:
+            number of probes that this monitor listens to.
+
+        Raises:
+            LayerError: two layers would be shown under one name.
+        """
+        if self.probes_config.explicit:
+            self._attachment.attach(model)
+        return len(self._attachment)
+
+    def place_cells(self, device: torch.device) -> None:
+        """Make room for numbers that live on a device, before the first compiled call."""
+        self._attachment.place_cells(device)
+
+    def set_gate(self, is_open: bool) -> None:
+        """Let compiled code count (forward), or not (backward, where it runs as a recompute)."""
+        self._ledger.cells.set_gate(is_open)
+
+    @staticmethod
+    def compiled_code_counts() -> bool:
+        """Whether anything was compiled in this process, so that a gate is needed."""
+        dynamo = sys.modules.get("torch._dynamo")
+        return dynamo is not None and bool(dynamo.utils.counters["stats"])
+
+    @property
+    def stage(self) -> str:
+        """The stage that is recorded now."""
+        return self._ledger.stage
+
+    def detach(self) -> None:
+        """Stop listening; the model is as it was before."""
+        self._attachment.detach()
+
+    # -- recording --------------------------------------------------------------------------
+
+    def record_step(self, fields: Sequence[float | None]) -> None:
+        """Add a step's times; fields as in ``catalogue.RECORDS["step"]``."""
+        if "step" in self._kinds:
+            self._ledger.recorder.sink("step")((0, *fields))
+
+    def record_capture(
+        self,
+        layer_idx: Hashable,
+        states_stored: int,
+        capture_time: float | None,
+        *,
+        states_captured: int | None = None,
+        states_attempted: int | None = None,
+    ) -> None:
+        """One capture call, told by code that holds no probe.
+
+        Args:
+            layer_idx: id of the layer.
+            states_stored: states that the buffer took.
+            capture_time: duration in seconds.
+            states_captured: states taken; no data where omitted.
+            states_attempted: states tried; no data where omitted.
+        """
+        fields = (states_attempted, states_captured, states_stored, capture_time, None)
+        self._record("capture", layer_idx, fields)
+
+    def record_reconstruction(
+        self, layer_idx: Hashable, memories_used: int, reconstruction_time: float | None
+    ) -> None:
+        """One reconstruction call, told by code that holds no probe.
+
+        Args:
+            layer_idx: id of the layer.
+            memories_used: memories read; 0: it did nothing.
+            reconstruction_time: duration in seconds.
+        """
+        self._record("reconstruction", layer_idx, (memories_used, None, reconstruction_time))
+
+    def _record(self, kind: str, layer: Hashable, fields: tuple[Any, ...]) -> None:
+        if kind in self._kinds and self.config.watches_layer(layer):
+            slot = self._ledger.layout.column(layer)
+            self._ledger.recorder.sink(kind)((slot, *fields))
+
+    @contextmanager
+    def track_performance(self) -> Iterator[CMRPerformanceMonitor]:
+        """One step of a plain loop; yields the monitor."""
+        start = self.clock.monotonic()
+        wait = None if self._last_end is None else start - self._last_end
+        yield self
+        self._last_end = self.clock.monotonic()
+        self.record_step((self._last_end - start, wait, None, None, None, None, 1, None, None))
+        self.step()
+
+    # -- windows and stages -----------------------------------------------------------------
+
+    def step(self, step: int | None = None) -> None:
+        """A step of training is over; ends the window if that is due.
+
+        Args:
+            step: its number, the first being 0; default: one more than the last.
+        """
+        self.current_step = self.current_step + 1 if step is None else step
+        if self._closed is not None and self._closed.ready:
+            self._publish()
+        interval = self.config.metric_collection_interval
+        if interval is None:
+            due = (self.current_step + 1) % self.window_steps == 0
+        else:
+            due = self.clock.monotonic() - self._window_start >= interval
+        if due:
+            self.close_window()
+
+    def close_window(self) -> None:
+        """End the training window in hand; its snapshot comes as soon as its numbers are here."""
+        start = self.clock.monotonic()
+        self._publish()
+        self._window_start = start
+        self._closed = self._ledger.close(self.current_step, self.clock.wall())
+        if self._closed.ready:
+            self._publish()
+        self._processing = self.clock.monotonic() - start
+
+    def flush(self) -> None:
+        """End a partial window, if there is one, and have every sink write what is pending."""
+        if self._ledger.dirty or self._ledger.recorder.pending:
+            self.close_window()
+        self._publish()
+        for sink in self.sinks:
+            sink.flush()
+
+    def enter_stage(self, stage: str) -> None:
+        """What is recorded from now on belongs to ``stage``.
+
+        Args:
+            stage: ``train``, ``val``, ``test``, ``predict``, or ``sanity``, which is thrown away.
+        """
+        self._ledger.enter(stage)
+
+    def leave_stage(self, step: int) -> None:
+        """End a stage other than training: its numbers are logged once, and training goes on.
+
+        Args:
+            step: where on the x-axis they are logged.
+        """
+        ledger = self._ledger
+        stage, statistics = ledger.stage, ledger.current
+        if stage == "train":
+            return
+        dirty = ledger.dirty
+        closed = ledger.close(step, self.clock.wall())
+        ledger.dirty = dirty
+        ledger.enter("train")
+        if stage != "sanity":
+            reading = ledger.finish(closed, statistics)
+            snapshot = self._snapshot(stage, reading, closed, own={})
+            self.snapshots[stage] = snapshot
+            self._emit(snapshot, HealthReport(), ())
+
+    def _publish(self) -> None:
+        """Finish the closed window, judge it and hand it to the sinks."""
+        closed, self._closed = self._closed, None
+        if closed is None:
+            return
+        self.windows += 1
+        reading = self._ledger.finish(closed, self._ledger.train)
+        own = self._own_numbers(reading.statistics)
+        snapshot = self._snapshot("train", reading, closed, own)
+        transitions = self.alerts.judge(snapshot, self.windows)
+        own.update(self.alerts.report.numbers())  # the snapshot holds this very mapping
+        self.snapshot = snapshot
+        self._emit(snapshot, self.alerts.report, transitions)
+
+    def _snapshot(
+        self, stage: str, reading: Reading, closed: ClosedWindow, own: Mapping[str, float]
+    ) -> Snapshot:
+        return Snapshot(
+            stage=stage,
+            step=closed.step,
+            time=closed.time,
+            world_size=1,
+            layer_ids=self._ledger.layout.layers,
+            run=reading.run,
+            window=reading.window,
+            own=own,
+            sources=self._sources(),
+            recent_times=dict(self._ledger.train.recent_times),
+        )
+
+    def _emit(
+        self, snapshot: Snapshot, health: HealthReport, transitions: Sequence[Transition]
+    ) -> None:
+        layers, stage = snapshot.layer_ids, snapshot.stage
+        known = self._tables.get(stage)
+        if known is None or known[0] != layers:
+            known = layers, TagTable(stage, layers, self.config.layer_metrics)
+            self._tables[stage] = known
+        tags, values, whole = known[1].scalars(snapshot)
+        report = WindowReport(snapshot, health, transitions, tags, values, whole)
+        for sink in self.sinks:
+            with self.guard(type(sink).__name__):
+                sink.write(report)
+
+    def _own_numbers(self, window: Packed) -> dict[str, float]:
+        spent, step, wait = (
+            float(window.values[ROW[name], 0])
+            for name in ("monitor_seconds", "step_seconds", "data_wait_seconds")
+        )
+        self.overhead_seconds += spent
+        own = {
+            "events": float(self._ledger.events),
+            "invalid_samples": float(self._ledger.invalid_samples),
+            "overhead_seconds": self.overhead_seconds,
+            "processing_time": self._processing,
+            "failures": float(self.failures),
+        }
+        if step + wait > 0:
+            own["overhead_fraction"] = spent / (step + wait)
+        return own
+
+    def _sources(self) -> dict[str, str]:
+        explicit = self._attachment.source()
+        names = ("capture", "reconstruction", "buffer", "retrieval", "errors")
+        sources = {name: explicit for name in names if explicit}
+        return {**sources, "timing": "timer:steps", "model": "batch:shapes", "monitor": "self"}
+
+    # -- reading ----------------------------------------------------------------------------
+
+    @property
+    def health(self) -> HealthReport:
+        """The newest verdict."""
+        return self.alerts.report
+
+    def get_health_status(self) -> dict[str, Any]:
+        """The newest verdict as plain data: score, status, color, components, firing alerts."""
+        report = self.health
+        return {
+            "score": report.score,
+            "status": report.status.value,
+            "color": report.status.color,
+            "components": report.component_status(),
+            "firing": [state.to_dict() for state in report.firing],
+        }
+
+    def get_stats(self, over: Over = "run") -> dict[str, Any]:
+        """The newest snapshot's `Snapshot.to_dict`."""
+        return self.snapshot.to_dict(over)
+
+    # -- state ------------------------------------------------------------------------------
+
+    def reset_metrics(self) -> None:
+        """Forget every number and alert; probes stay attached."""
+        self._ledger.clear()
+        self.alerts.clear()
+        self.snapshot = Snapshot.empty("train")
+        self.snapshots: dict[str, Snapshot] = {}
+        self.current_step = -1
+        self.windows = 0
+        self.failures = 0
+        self.overhead_seconds = 0.0
+        self._processing = 0.0
+        self._closed: ClosedWindow | None = None
+        self._last_end: float | None = None
+        self._window_start = self.clock.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts and numbers: run totals, the window begun, and the open alerts."""
+        self._publish()
+        return {
+            "version": STATE_VERSION,
+            "step": self.current_step,
+            "windows": self.windows,
+            "failures": self.failures,
+            "overhead_seconds": self.overhead_seconds,
+            "ledger": self._ledger.state(),
+            "alerts": self.alerts.state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was called."""
+        self.reset_metrics()
+        self._ledger.load(state["ledger"])
+        self.alerts.load(state["alerts"])
+        self.current_step = state["step"]
+        self.windows = state["windows"]
+        self.failures = state["failures"]
+        self.overhead_seconds = state["overhead_seconds"]
+
+    # -- what goes wrong --------------------------------------------------------------------
+
+    @contextmanager
+    def guard(self, where: str) -> Iterator[None]:
+        """The monitor's own failure must not end training: count it, say it once, go on."""
+        try:
+            yield
+        except MonitorFailure:
+            raise
+        except Exception as error:
+            self.note_failure(where, error)
+
+    def note_failure(self, where: str, error: Exception) -> None:
+        """Count a failure of the monitor itself.
+
+        Raises:
+            MonitorFailure: ``on_monitor_error`` is ``raise``.
+        """
+        self.failures += 1
+        text = f"{where}: {type(error).__name__}: {error}"
+        self.error_log.append(text)
+        if self.config.on_monitor_error == "raise":
+            raise MonitorFailure(text) from error
+        if text not in self._known_failures and len(self._known_failures) < 100:
+            self._known_failures.add(text)
+            logger.exception("the monitor failed in %s; training goes on", where, exc_info=error)
+
+    def _note_error(self, link: Link, exc: BaseException) -> None:
+        text = f"layer {link.probe.layer}: {type(exc).__name__}: {exc}"
+        self.error_log.append(f"step {self.current_step + 1}: {text}"[:500])
+
+    def _note_invalid(self, sample: InvalidSample) -> None:
+        layers = (None, *self._ledger.layout.layers)
+        self.error_log.append(
+            f"step {self.current_step + 1}: layer {layers[sample.slot]}: {sample.kind}."
+            f"{sample.field} is {sample.reason}: {sample.value}"
+        )

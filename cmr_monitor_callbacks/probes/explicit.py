@@ -1,0 +1,331 @@
+"""The explicit probe: a model's author says what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from cmr_monitor_callbacks.catalogue import GAUGE_FIELDS, RECORDS
+from cmr_monitor_callbacks.recording.cells import CellRow, Number, host_fields
+
+_compiling = torch.compiler.is_dynamo_compiling if hasattr(
+    torch.compiler, "is_dynamo_compiling"
+) else torch.compiler.is_compiling
+# -1 outside of a backward: inside, a forward is the recompute of activation checkpointing (62 ns)
+_graph_task = torch._C._current_graph_task_id
+_HOST: Final = frozenset((int, float, type(None)))
+
+Sink = Callable[[Any], None]
+
+
+class ProbeLink(Protocol):
+    """What a monitor gives to a probe that it attaches."""
+
+    slot: int
+
+    def sink(self, kind: str) -> Sink | None:
+        """Where events of a kind go; None where that component is switched off."""
+        ...
+
+    def cells(self, kind: str, device: torch.device) -> CellRow:
+        """The row of a kind on a device."""
+        ...
+
+    def error(self, exc: BaseException) -> None:
+        """Take note of an error."""
+        ...
+
+
+class ProbeTimer:
+    """Measures host time between enter and exit, in seconds; reusable, not re-entrant.
+
+    On a GPU that is the time to launch the work, not to do it.
+    """
+
+    __slots__ = ("_start", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self._start = 0.0
+
+    def __enter__(self) -> ProbeTimer:
+        """Start."""
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop; ``seconds`` holds the duration."""
+        self.seconds = time.perf_counter() - self._start
+
+
+class _IdleTimer:
+    """Measures nothing: no monitor listens, or the code is being compiled."""
+
+    __slots__ = ()
+    seconds: float | None = None
+
+    def __enter__(self) -> _IdleTimer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+_IDLE: Final = _IdleTimer()
+
+
+class CMRProbe:
+    """Says what a layer's memory did. Does nothing, in under 100 ns, until a monitor attaches.
+
+    Hold one wherever you like in a module: an attribute, a list, a dict. It is no submodule, adds
+    nothing to ``state_dict`` and is not cast or moved with the model; a copy or pickle of it is a
+    new probe that no monitor listens to.
+
+    Numbers are Python numbers or 0-d tensors on any device. A tensor is added in place where it
+    is and read once per window, so nothing waits for a GPU. Counts are increments since the last
+    call; ``entries``, ``capacity`` and ``nbytes`` are what holds now. None is no data. A value that
+    is negative, not finite or not a number is left out, counted (``cmr_monitor/invalid_samples``)
+    and named in the error log; a probe never raises in your forward.
+
+    A recompute of activation checkpointing is not counted. Under ``torch.compile`` use tensors or
+    ints; durations are not measured there.
+
+    Args:
+        layer: id of the layer, an int or a str; None: the model as a whole.
+
+    >>> probe = CMRProbe(4)
+    >>> with probe.timer() as timer:
+    ...     stored = 45
+    >>> probe.capture(attempted=52, captured=50, stored=stored, seconds=timer.seconds)
+    >>> probe
+    CMRProbe(layer=4)
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_capture",
+        "_cells",
+        "_link",
+        "_reconstruction",
+        "_retrieval",
+        "_slot",
+        "_timer",
+        "layer",
+    )
+
+    def __init__(self, layer: Hashable | None = None) -> None:
+        self.layer = layer
+        self._release()
+
+    def __repr__(self) -> str:
+        return f"CMRProbe(layer={self.layer!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CMRProbe, (self.layer,)
+
+    # -- what a model's author calls --------------------------------------------------------
+
+    def capture(
+        self,
+        attempted: Number,
+        captured: Number,
+        stored: Number,
+        seconds: Number = None,
+        *,
+        considered: Number = None,
+    ) -> None:
+        """One call of the capture.
+
+        Args:
+            attempted: states that passed the selection and that the capture tried to take.
+            captured: states taken: finite, well-shaped, handed to the buffer.
+            stored: of those, the ones that the buffer took.
+            seconds: duration of the call.
+            considered: states scored for relevance.
+        """
+        if _compiling():
+            self._add_compiled("capture", (attempted, captured, stored, seconds, considered))
+            return
+        extend = self._capture
+        if extend is None or _graph_task() != -1:
+            return
+        if (
+            type(attempted) is int
+            and type(captured) is int
+            and type(stored) is int
+            and type(seconds) in _HOST
+            and type(considered) in _HOST
+        ):
+            extend((self._slot, attempted, captured, stored, seconds, considered))
+        else:
+            self._add_any("capture", (attempted, captured, stored, seconds, considered))
+
+    def reconstruction(
+        self, memories_used: Number, quality: Number = None, seconds: Number = None
+    ) -> None:
+        """One call of the reconstruction.
+
+        Args:
+            memories_used: memories read; 0: it did nothing.
+            quality: as the model judges it, in 0..1.
+            seconds: duration of the call.
+        """
+        if _compiling():
+            self._add_compiled("reconstruction", (memories_used, quality, seconds))
+            return
+        extend = self._reconstruction
+        if extend is None or _graph_task() != -1:
+            return
+        if type(memories_used) in _HOST and type(quality) in _HOST and type(seconds) in _HOST:
+            extend((self._slot, memories_used, quality, seconds))
+        else:
+            self._add_any("reconstruction", (memories_used, quality, seconds))
+
+    def retrieval(
+        self,
+        requested: Number,
+        returned: Number,
+        hits: Number = None,
+        seconds: Number = None,
+        quality: Number = None,
+    ) -> None:
+        """Retrieval operations made in one call.
+
+        Args:
+            requested: operations; a batched call is one.
+            returned: entries given back.
+            hits: operations answered from a cache; None where there is none.
+            seconds: duration of them all together.
+            quality: as the model judges it, in 0..1.
+        """
+        if _compiling():
+            self._add_compiled("retrieval", (requested, returned, hits, seconds, quality))
+            return
+        extend = self._retrieval
+        if extend is None or _graph_task() != -1:
+            return
+        if (
+            type(requested) is int
+            and type(returned) is int
+            and type(hits) in _HOST
+            and type(seconds) in _HOST
+            and type(quality) in _HOST
+        ):
+            extend((self._slot, requested, returned, hits, seconds, quality))
+        else:
+            self._add_any("retrieval", (requested, returned, hits, seconds, quality))
+
+    def buffer(
+        self,
+        entries: Number,
+        capacity: Number,
+        nbytes: Number = None,
+        evicted: Number = 0,
+        *,
+        cleared: Number = 0,
+        loaded: Number = 0,
+    ) -> None:
+        """The buffer as it is now, and what left or entered it other than by capture.
+
+        Args:
+            entries: entries held now.
+            capacity: entries that can be held at most.
+            nbytes: payload of the entries held now, in bytes.
+            evicted: entries dropped by policy since the last call.
+            cleared: entries removed by an explicit clear since the last call.
+            loaded: entries restored or imported since the last call.
+        """
+        if _compiling():
+            self._add_compiled("buffer", (entries, capacity, nbytes, evicted, cleared, loaded))
+            return
+        extend = self._buffer
+        if extend is None or _graph_task() != -1:
+            return
+        if (
+            type(entries) is int
+            and type(evicted) is int
+            and type(cleared) is int
+            and type(loaded) is int
+            and type(capacity) in _HOST
+            and type(nbytes) in _HOST
+        ):
+            extend((self._slot, entries, capacity, nbytes, evicted, cleared, loaded))
+        else:
+            self._add_any("buffer", (entries, capacity, nbytes, evicted, cleared, loaded))
+
+    def error(self, exc: BaseException) -> None:
+        """An error that the model's memory met. Type and text are kept, the exception is not."""
+        if _compiling():
+            return
+        if self._link is not None and _graph_task() == -1:
+            self._link.error(exc)
+
+    def timer(self) -> ProbeTimer | _IdleTimer:
+        """A context manager whose ``seconds`` is the time spent inside, None if nobody listens."""
+        if _compiling():
+            return _IdleTimer()  # made here: Dynamo enters only context managers it saw being made
+        return self._timer
+
+    # -- what a monitor calls ---------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        """Whether a monitor listens."""
+        return self._link is not None
+
+    def attach(self, link: ProbeLink) -> None:
+        """Start to record through a link."""
+        self._link = link
+        self._slot = link.slot
+        self._capture = link.sink("capture")
+        self._reconstruction = link.sink("reconstruction")
+        self._retrieval = link.sink("retrieval")
+        self._buffer = link.sink("buffer")
+        self._timer = ProbeTimer()
+
+    def place(self, kind: str, row: CellRow) -> None:
+        """Use a device row that is there before the first (compiled) call."""
+        if self._cells is None:
+            self._cells = {}
+        self._cells[kind] = row
+
+    def detach(self, link: ProbeLink) -> None:
+        """Stop recording, if this link is the one in use."""
+        if self._link is link:
+            self._release()
+
+    def _release(self) -> None:
+        self._link: ProbeLink | None = None
+        self._slot = 0
+        self._capture: Sink | None = None
+        self._reconstruction: Sink | None = None
+        self._retrieval: Sink | None = None
+        self._buffer: Sink | None = None
+        self._cells: dict[str, CellRow] | None = None
+        self._timer: ProbeTimer | _IdleTimer = _IDLE
+
+    def _add_compiled(self, kind: str, fields: tuple[Number, ...]) -> None:
+        cells = self._cells
+        if cells is not None and kind in cells:
+            cells[kind].add_compiled(fields)
+
+    def _add_any(self, kind: str, fields: tuple[Any, ...]) -> None:
+        """Tensors to the device's row, the rest to the host's list."""
+        link = self._link
+        sink = None if link is None else link.sink(kind)
+        if link is None or sink is None:
+            return
+        devices = {value.device for value in fields if isinstance(value, Tensor)}
+        for device in devices:
+            there = [None if _elsewhere(value, device) else value for value in fields]
+            link.cells(kind, device).add(there)
+        sink((self._slot, *host_fields(fields, GAUGE_FIELDS, RECORDS[kind])))
+
+
+def _elsewhere(value: Any, device: torch.device) -> bool:
+    return isinstance(value, Tensor) and value.device != device

@@ -1,0 +1,257 @@
+"""Numbers that live on a device: added in place where they are, read once per window.
+
+All rows of a device are views of one packed tensor, so that a window's read is one copy. Rows are
+in statistics, not in fields: what a Metric derives from an event (``memories_used > 0``) is derived
+here with tensors.
+
+Inside ``torch.compile`` the same rows are the only way out: an in-place add to a plain tensor is
+traced, a Python list is not. There the calls themselves are counted on the device, and a *gate*
+tensor (1 in the forward, 0 in the backward) keeps the recompute of activation checkpointing out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmr_monitor_callbacks.catalogue import STATISTICS, Store
+
+Number = float | int | Tensor | None
+
+KINDS: Final = ("capture", "reconstruction", "buffer", "retrieval")
+
+_ORDER: Final[dict[str, tuple[Store, ...]]] = {
+    kind: tuple(
+        s.store for store in Store for s in STATISTICS if s.component == kind and s.store is store
+    )
+    for kind in KINDS
+}
+WIDTH: Final = max(len(order) for order in _ORDER.values())
+
+
+def capture_statistics(
+    attempted: Number, captured: Number, stored: Number, seconds: Number, considered: Number
+) -> tuple[Number, ...]:
+    """Statistics of one capture event, in the order of `CaptureMetric`."""
+    return attempted, captured, stored, considered, 1, seconds
+
+
+def reconstruction_statistics(
+    memories_used: Number, quality: Number, seconds: Number
+) -> tuple[Number, ...]:
+    """Statistics of one reconstruction event, in the order of `ReconstructionMetric`."""
+    used = None if memories_used is None else memories_used > 0
+    return 1, used, memories_used, quality, seconds
+
+
+def buffer_statistics(
+    entries: Number,
+    capacity: Number,
+    nbytes: Number,
+    evicted: Number,
+    cleared: Number,
+    loaded: Number,
+) -> tuple[Number, ...]:
+    """Statistics of one look at the buffer, in the order of `BufferMetric`."""
+    return evicted, cleared, loaded, entries, capacity, nbytes, entries
+
+
+def retrieval_statistics(
+    requested: Number, returned: Number, hits: Number, seconds: Number, quality: Number
+) -> tuple[Number, ...]:
+    """Statistics of one retrieval event, in the order of `RetrievalMetric`."""
+    with_cache = None if hits is None else requested
+    timed = None if seconds is None else requested
+    return requested, returned, hits, with_cache, timed, seconds, quality
+
+
+_STATISTICS: Final[dict[str, Callable[..., tuple[Number, ...]]]] = {
+    "capture": capture_statistics,
+    "reconstruction": reconstruction_statistics,
+    "buffer": buffer_statistics,
+    "retrieval": retrieval_statistics,
+}
+
+
+def _mask(kind: str, device: torch.device, *stores: Store) -> Tensor:
+    """Which statistics of a kind are kept in one of these ways; shape ``(WIDTH,)``, bool."""
+    flags = [store in stores for store in _ORDER[kind]]
+    flags += [False] * (WIDTH - len(flags))
+    return torch.tensor(flags, device=device)
+
+
+class CellRow:
+    """The device statistics of one kind of event at one layer.
+
+    Attributes:
+        cells: shape ``(3, WIDTH)``, float64, a view of the packed tensor: values, number of samples,
+            number of values that were not finite.
+    """
+
+    __slots__ = ("adding", "cells", "gate", "kind", "order", "peaks")
+
+    def __init__(self, kind: str, cells: Tensor, gate: Tensor) -> None:
+        self.kind = kind
+        self.cells = cells
+        self.gate = gate
+        self.order = _ORDER[kind]
+        self.adding = _mask(kind, cells.device, Store.COUNT, Store.SUM)
+        self.peaks = _mask(kind, cells.device, Store.PEAK)
+
+    def add(self, fields: Sequence[Number]) -> None:
+        """Add the tensors among an event's fields, outside of compiled code.
+
+        The host keeps the sample with a 0 in the tensor's place, so only values come here. Whole
+        numbers cost one small kernel each and no synchronisation; reals three.
+        """
+        with torch.no_grad():
+            for row, value in enumerate(_STATISTICS[self.kind](*fields)):
+                if isinstance(value, Tensor):
+                    self._add_one(row, value.detach(), self.order[row])
+
+    def _add_one(self, row: int, value: Tensor, store: Store) -> None:
+        if value.is_floating_point():
+            finite = torch.isfinite(value)
+            self.cells[2, row].add_(~finite)
+            if store in (Store.COUNT, Store.SUM):
+                self.cells[1, row].sub_((~finite).to(torch.float64))
+            value = torch.where(finite, value.double(), self._neutral(row, store))
+        if store in (Store.COUNT, Store.SUM):
+            self.cells[0, row].add_(value)
+        elif store is Store.PEAK:
+            torch.fmax(self.cells[0, row], value.double(), out=self.cells[0, row])
+        else:
+            self.cells[0, row].copy_(value)
+
+    def _neutral(self, row: int, store: Store) -> Any:
+        return 0.0 if store in (Store.COUNT, Store.SUM) else self.cells[0, row]
+
+    def add_compiled(self, fields: Sequence[Number]) -> None:
+        """Add a whole event inside compiled code: one fused in-place write, no graph break."""
+        old, count, bad = self.cells
+        live = self.gate > 0
+        statistics = _STATISTICS[self.kind](*fields)
+        padded = (*statistics, *[None] * (WIDTH - len(statistics)))
+        new = torch.stack([self._scalar(value) for value in padded])
+        finite = torch.isfinite(new)
+        ok = finite & live
+        merged = torch.where(
+            self.adding, old + new, torch.where(self.peaks, torch.fmax(old, new), new)
+        )
+        # -inf stands for "not given", which is neither a sample nor a bad one
+        rejected = live & ~finite & (new != -math.inf)
+        self.cells.copy_(torch.stack((torch.where(ok, merged, old), count + ok, bad + rejected)))
+
+    def _scalar(self, value: Number) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.detach().to(device=self.cells.device, dtype=torch.float64)
+        fill = -math.inf if value is None else value
+        return torch.full((), fill, dtype=torch.float64, device=self.cells.device)
+
+
+def host_fields(
+    fields: Sequence[Any], gauges: frozenset[str], names: Sequence[str]
+) -> list[Any]:
+    """An event's fields for the host's list: tensors become 0, so that the sample is counted once.
+
+    A gauge's tensor becomes None: the device holds the last value.
+    """
+    return [
+        (None if name in gauges else 0) if isinstance(value, Tensor) else value
+        for name, value in zip(names, fields, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class CellRead:
+    """A window's device statistics on their way to the host.
+
+    Attributes:
+        rows: (kind, slot) of each row.
+        host: shape ``(rows, 3, WIDTH)``, float64.
+    """
+
+    rows: tuple[tuple[str, int], ...]
+    host: Tensor
+    event: Any = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the copy has ended; never waits."""
+        return self.event is None or bool(self.event.query())
+
+    def arrays(self) -> NDArray[np.float64]:
+        """The statistics; waits for the copy if it is still under way."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.host.numpy()
+
+
+class _Block:
+    """Rows of one device, packed."""
+
+    def __init__(self, device: torch.device, rows: list[tuple[str, int]]) -> None:
+        self.rows = rows
+        self.packed = torch.zeros(len(rows), 3, WIDTH, dtype=torch.float64, device=device)
+        self.start = torch.zeros_like(self.packed)
+        for i, (kind, _) in enumerate(rows):
+            for k, store in enumerate(_ORDER[kind]):
+                if store in (Store.GAUGE, Store.PEAK):
+                    self.start[i, 0, k] = math.nan
+        self.packed.copy_(self.start)
+
+    def read(self) -> CellRead:
+        """Start the copy to the host and empty the cells, without waiting."""
+        rows = tuple(self.rows)
+        if self.packed.device.type != "cuda":
+            host = self.packed.cpu().clone()
+            self.packed.copy_(self.start)
+            return CellRead(rows, host)
+        host = torch.empty(self.packed.shape, dtype=torch.float64, pin_memory=True)
+        host.copy_(self.packed, non_blocking=True)
+        self.packed.copy_(self.start)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.packed.device))
+        return CellRead(rows, host, event)
+
+
+class DeviceCells:
+    """The packed tensors of all devices that numbers came from."""
+
+    def __init__(self) -> None:
+        self._blocks: list[_Block] = []
+        self._gates: dict[torch.device, Tensor] = {}
+
+    def allocate(self, device: torch.device, rows: list[tuple[str, int]]) -> list[CellRow]:
+        """Make rows of a device in one packed tensor.
+
+        Args:
+            device: where the numbers are.
+            rows: (kind, slot) of each row.
+        """
+        # an inference tensor could not be written in training later
+        with torch.inference_mode(False):
+            block = _Block(device, rows)
+            if device not in self._gates:
+                self._gates[device] = torch.ones((), dtype=torch.float64, device=device)
+            self._blocks.append(block)
+            return [
+                CellRow(kind, block.packed[i], self._gates[device])
+                for i, (kind, _) in enumerate(rows)
+            ]
+
+    def set_gate(self, is_open: bool) -> None:
+        """Let compiled code count (forward) or not (backward: a recompute)."""
+        for gate in self._gates.values():
+            gate.fill_(1.0 if is_open else 0.0)
+
+    def read(self) -> list[CellRead]:
+        """Start reading every device and empty the cells."""
+        return [block.read() for block in self._blocks]

@@ -1,0 +1,15 @@
+"""Where numbers go at the end of a window."""
+
+from cmr_monitor_callbacks.sinks.base import InMemorySink, Sink, WindowReport
+from cmr_monitor_callbacks.sinks.loggers import LoggerSink
+from cmr_monitor_callbacks.sinks.tags import TagTable
+from cmr_monitor_callbacks.sinks.tensorboard import TensorBoardSink
+
+__all__ = [
+    "InMemorySink",
+    "LoggerSink",
+    "Sink",
+    "TagTable",
+    "TensorBoardSink",
+    "WindowReport",
+]

@@ -1,0 +1,69 @@
+"""Which scalars are logged, under which tags: made from the catalogue once per layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cmr_monitor_callbacks.catalogue import METRICS, OWN_METRICS, Kind
+from cmr_monitor_callbacks.layers import LayerId, layer_order, layer_tag, matches
+from cmr_monitor_callbacks.packed import METRIC_ROW
+from cmr_monitor_callbacks.snapshot import Snapshot
+
+
+class TagTable:
+    """Tags and where their values stand in a snapshot's tables.
+
+    Counters are logged over the run; ratios, averages and quantiles over the window.
+
+    Args:
+        stage: ``train``, or another stage, whose tags carry its name.
+        layers: layers by column.
+        layer_metrics: globs over the metrics logged for each layer; None: the catalogue's choice.
+    """
+
+    def __init__(
+        self, stage: str, layers: Sequence[LayerId], layer_metrics: Sequence[str] | None = None
+    ) -> None:
+        prefix = "cmr" if stage == "train" else f"cmr_{stage}"
+        width = len(layers) + 1
+        columns = sorted(range(len(layers)), key=lambda i: layer_order(layers[i]))
+        tags: list[str] = []
+        index: list[int] = []
+        self.whole_count = 0
+        for per_layer in (False, True):
+            for metric in METRICS:
+                table = 0 if metric.kind is Kind.COUNTER else 1
+                row = (table * len(METRICS) + METRIC_ROW[metric.name]) * width
+                tag = f"{prefix}_{metric.component}/{metric.name}"
+                if not per_layer and metric.whole_tag:
+                    tags.append(tag)
+                    index.append(row)
+                if per_layer and _shown(metric.name, metric.layer_tag, layer_metrics):
+                    tags.extend(f"{tag}/{layer_tag(layers[i])}" for i in columns)
+                    index.extend(row + i + 1 for i in columns)
+            self.whole_count = self.whole_count or len(tags)
+        self.tags = np.array(tags, dtype=object)
+        self._index = np.array(index, dtype=np.intp)
+        self._own = [(f"{prefix}_{m.component}/{m.name}", m.name) for m in OWN_METRICS]
+
+    def scalars(self, snapshot: Snapshot) -> tuple[list[str], list[float], int]:
+        """What to log of a snapshot.
+
+        Returns:
+            tags, values without NaN, and how many of the first are of the model as a whole.
+        """
+        values = np.concatenate((snapshot.run.ravel(), snapshot.window.ravel()))[self._index]
+        given = ~np.isnan(values)
+        whole = int(given[: self.whole_count].sum())
+        own = [(tag, snapshot.own[name]) for tag, name in self._own if name in snapshot.own]
+        tags = [tag for tag, _ in own] + self.tags[given].tolist()
+        numbers = [value for _, value in own] + values[given].tolist()
+        return tags, numbers, whole + len(own)
+
+
+def _shown(name: str, by_default: bool, globs: Sequence[str] | None) -> bool:
+    if globs is None:
+        return by_default
+    return any(matches(glob, name) for glob in globs)

@@ -1,0 +1,194 @@
+"""The snapshot: what is known at the end of a window, frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmr_monitor_callbacks.catalogue import BY_NAME, METRICS, Kind, canonical
+from cmr_monitor_callbacks.layers import LayerId, layer_id, layer_order
+from cmr_monitor_callbacks.packed import METRIC_ROW
+
+Over = Literal["run", "window"]
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """All numbers of one stage at the end of one window.
+
+    Attributes:
+        stage: ``train``, ``val``, ``test`` or ``predict``.
+        step: the last step of the window, on Lightning's own x-axis (the first step is 0); -1
+            before the first window.
+        time: seconds since the Unix epoch.
+        world_size: processes whose numbers are in it.
+        layer_ids: layers by column of the tables, from column 1 on.
+        run: shape ``(metrics, 1 + layers)``, since the start of the stage; NaN is no data.
+        window: the same for the last window.
+        own: the monitor's own numbers and health, by name.
+        sources: where each kind of number comes from, by component.
+        recent_times: the last raw durations of this process in seconds, by name.
+
+    >>> Snapshot.empty("train").value("capture_efficiency")
+    nan
+    """
+
+    stage: str
+    step: int
+    time: float
+    world_size: int
+    layer_ids: tuple[LayerId, ...]
+    run: NDArray[np.float64] = field(repr=False)
+    window: NDArray[np.float64] = field(repr=False)
+    own: Mapping[str, float] = field(default_factory=dict, repr=False)
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    recent_times: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def empty(cls, stage: str) -> Snapshot:
+        """A snapshot before any window: no data at all."""
+        nothing = np.full((len(METRICS), 1), math.nan)
+        return cls(stage, -1, math.nan, 1, (), nothing, nothing)
+
+    def value(
+        self,
+        name: str,
+        layer: LayerId | None = None,
+        rank: int | None = None,
+        over: Over = "run",
+    ) -> float:
+        """One number.
+
+        Args:
+            name: any name of a metric.
+            layer: id of a layer; None: the model as a whole.
+            rank: a rank; None: over all ranks.
+            over: since the start of the stage (``run``) or in the last window.
+
+        Returns:
+            the number, NaN where there is no data.
+
+        Raises:
+            KeyError: no metric has that name; the message names the nearest.
+            ValueError: ``over`` is neither ``run`` nor ``window``, or there is no such rank.
+        """
+        name = canonical(name)
+        if over not in ("run", "window"):
+            raise ValueError(f"over must be 'run' or 'window', got {over!r}")
+        if rank is not None and not 0 <= rank < self.world_size:
+            raise ValueError(f"rank must be in 0..{self.world_size - 1}, got {rank}")
+        row = METRIC_ROW.get(name)
+        if row is None:
+            return math.nan if layer is not None else self.own.get(name, math.nan)
+        column = self._column(layer)
+        if column is None:
+            return math.nan
+        return float((self.run if over == "run" else self.window)[row, column])
+
+    def row(self, name: str, over: Over = "run") -> NDArray[np.float64]:
+        """A number for the whole (column 0) and for each layer; shape ``(1 + layers,)``."""
+        table = self.run if over == "run" else self.window
+        out: NDArray[np.float64] = table[METRIC_ROW[canonical(name)]]
+        return out
+
+    def layers(self, name: str, over: Over = "run") -> dict[LayerId, float]:
+        """A number by layer, where there is data; integers first, each kind in order."""
+        values = {i: self.value(name, layer=i, over=over) for i in self.layer_ids}
+        ordered = sorted(values, key=layer_order)
+        return {i: values[i] for i in ordered if not math.isnan(values[i])}
+
+    def source(self, name: str) -> str:
+        """Where a number comes from, such as ``explicit:blocks.4.probe``; empty without data."""
+        name = canonical(name)
+        return self.sources.get(BY_NAME[name].component, "")
+
+    def unit(self, name: str) -> str:
+        """The unit of a number."""
+        return BY_NAME[canonical(name)].unit
+
+    def to_dict(self, over: Over = "run") -> dict[str, Any]:
+        """The specification's dictionaries, with its keys; numbers without data are left out.
+
+        Args:
+            over: of counters and averages, which stretch they are of; the result's ``over`` says it.
+
+        Returns:
+            ``metrics``, ``buffer_stats`` and ``retrieval_stats``, beside ``stage``, ``step``,
+            ``time`` and ``over``. Counts are ints, layers are their ids.
+        """
+        return {
+            "stage": self.stage,
+            "step": self.step,
+            "time": self.time,
+            "over": over,
+            "metrics": {
+                **{name: times.tolist() for name, times in self.recent_times.items()},
+                **self._named(_METRICS_KEYS, over),
+            },
+            "buffer_stats": self._named(_BUFFER_KEYS, over),
+            "retrieval_stats": self._named(_RETRIEVAL_KEYS, over),
+        }
+
+    def _column(self, layer: LayerId | None) -> int | None:
+        if layer is None:
+            return 0
+        try:
+            return self.layer_ids.index(layer_id(layer)) + 1
+        except ValueError:
+            return None
+
+    def _named(self, keys: tuple[str, ...], over: Over) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key in keys:
+            whole = BY_NAME[canonical(key)]
+            if key.endswith("_per_layer"):
+                layers = self.layers(key, over)
+                if layers:
+                    out[key] = {i: _shown(whole.kind, whole.unit, v) for i, v in layers.items()}
+                continue
+            value = self.value(key, over=over)
+            if not math.isnan(value):
+                out[key] = _shown(whole.kind, whole.unit, value)
+        return out
+
+
+_METRICS_KEYS = (
+    "total_forward_time",
+    "avg_capture_time",
+    "avg_reconstruction_time",
+    "total_captures",
+    "total_reconstructions",
+    "states_captured_per_layer",
+    "states_stored_per_layer",
+    "reconstructions_per_layer",
+    "capture_efficiency",
+    "storage_efficiency",
+    "reconstruction_quality",
+    "memory_utilization",
+    "cache_hit_rate",
+)
+_BUFFER_KEYS = (
+    "total_entries",
+    "entries_per_layer",
+    "memory_size_mb",
+    "utilization_rate",
+    "eviction_count",
+    "eviction_rate",
+)
+_RETRIEVAL_KEYS = (
+    "total_retrievals",
+    "avg_retrieval_time",
+    "cache_hits",
+    "cache_hit_rate",
+    "retrieval_quality",
+)
+
+
+def _shown(kind: Kind, unit: str, value: float) -> float | int:
+    counts = kind in (Kind.COUNTER, Kind.GAUGE) and unit not in ("s", "1", "MiB")
+    return int(value) if counts else value
