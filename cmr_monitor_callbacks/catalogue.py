@@ -632,9 +632,9 @@ def known_names() -> Iterable[str]:
     return (*BY_NAME, *_ALIASES)
 
 
-def statistics_of(component: str, *stores: Store) -> tuple[str, ...]:
-    """Names of a component's statistics of the given kinds of store, in the table's order."""
-    return tuple(s.name for s in STATISTICS if s.component == component and s.store in stores)
+def statistics_of(component: str) -> tuple[str, ...]:
+    """Names of a component's statistics, in the table's order."""
+    return tuple(s.name for s in STATISTICS if s.component == component)
 
 
 def timers_of(component: str) -> tuple[str, ...]:

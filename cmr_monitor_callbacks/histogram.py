@@ -45,31 +45,33 @@ def bucket_counts(
     return counts.astype(np.int64)
 
 
-def quantile(counts: NDArray[np.int64], q: float, lowest: float, highest: float) -> float:
-    """The lower empirical quantile, within 2 % of the exact one.
+def quantiles(
+    counts: NDArray[np.int64], qs: NDArray[np.float64], extremes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Lower empirical quantiles, within 2 % of the exact ones.
 
     Args:
-        counts: shape ``(BUCKETS,)``.
-        q: in 0..1; 0.95 for the 95th percentile.
-        lowest: the exact minimum, answered for the underflow bucket.
-        highest: the exact maximum, answered for the overflow bucket.
+        counts: shape ``(timers, BUCKETS)``.
+        qs: shape ``(m,)``, each in 0..1; 0.95 for the 95th percentile.
+        extremes: shape ``(timers, 2)``: the exact minimum, answered for the underflow bucket, and
+            maximum, answered for the overflow bucket.
 
     Returns:
-        seconds; NaN without data.
+        seconds, shape ``(timers, m)``; NaN without data.
 
-    >>> counts = bucket_counts(np.array([0.010, 0.020, 0.030]))
-    >>> abs(quantile(counts, 0.5, 0.010, 0.030) / 0.020 - 1) <= RELATIVE_ERROR
+    >>> counts = bucket_counts(np.array([0.010, 0.020, 0.030]))[None]
+    >>> median = quantiles(counts, np.array([0.5]), np.array([[0.010, 0.030]]))
+    >>> bool(abs(median[0, 0] / 0.020 - 1) <= RELATIVE_ERROR)
     True
     """
-    cumulative = np.cumsum(counts)
-    total = int(cumulative[-1])
-    if total == 0:
-        return math.nan
-    rank = int(q * (total - 1))
-    bucket = int(np.searchsorted(cumulative, rank, side="right"))
-    if bucket == 0:
-        return lowest
-    if bucket == BUCKETS - 1:
-        return highest
+    cumulative = np.cumsum(counts, axis=1)
+    totals = cumulative[:, -1:]
+    ranks = (qs * (totals - 1)).astype(np.int64)
+    buckets = (cumulative[:, None, :] <= ranks[:, :, None]).sum(axis=2)
+    np.minimum(buckets, BUCKETS - 1, out=buckets)
+    lowest, highest = extremes[:, :1], extremes[:, 1:]
     # the midpoint of a bucket may lie outside of what was seen in it
-    return min(max(float(_MIDPOINTS[bucket]), lowest), highest)
+    values = np.clip(_MIDPOINTS[buckets], lowest, highest)
+    values = np.where(buckets == 0, lowest, np.where(buckets == BUCKETS - 1, highest, values))
+    out: NDArray[np.float64] = np.where(totals > 0, values, np.nan)
+    return out

@@ -7,7 +7,6 @@ notebook drives it by hand.
 from __future__ import annotations
 
 import logging
-import sys
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.probes.attachment import Attachment
 from cmr_monitor_callbacks.probes.link import Link
+from cmr_monitor_callbacks.recording.cells import anything_compiled
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow
@@ -132,8 +132,7 @@ class CMRPerformanceMonitor:
     @staticmethod
     def compiled_code_counts() -> bool:
         """Whether anything was compiled in this process, so that a gate is needed."""
-        dynamo = sys.modules.get("torch._dynamo")
-        return dynamo is not None and bool(dynamo.utils.counters["stats"])
+        return anything_compiled()
 
     @property
     def stage(self) -> str:

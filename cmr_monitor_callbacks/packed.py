@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import METRICS, STATISTICS, TIMERS, Kind, Store
-from cmr_monitor_callbacks.histogram import BUCKETS, quantile
+from cmr_monitor_callbacks.histogram import BUCKETS, quantiles
 
 Array = NDArray[np.float64]
 
@@ -150,7 +150,12 @@ def _index(kinds: tuple[Kind, ...]) -> tuple[Any, Any, Any]:
 _COUNTERS = [i for i, m in enumerate(METRICS) if m.kind is Kind.COUNTER and m.numerator in ROW]
 _COUNTER_ROWS = np.array([ROW[METRICS[i].numerator] for i in _COUNTERS])
 _RATIOS, _UPPER, _LOWER = _index((Kind.RATIO, Kind.MEAN))
-_QUANTILES = [(i, m) for i, m in enumerate(METRICS) if m.kind is Kind.QUANTILE]
+_QUANTILES = [i for i, m in enumerate(METRICS) if m.kind is Kind.QUANTILE]
+_QS = np.array(sorted({METRICS[i].quantile for i in _QUANTILES}))
+_QUANTILE_AT = (
+    [TIMER_ROW[METRICS[i].numerator] for i in _QUANTILES],
+    [int(np.searchsorted(_QS, METRICS[i].quantile)) for i in _QUANTILES],
+)
 _OPERATIONS = np.array(
     [
         ROW[name]
@@ -159,14 +164,13 @@ _OPERATIONS = np.array(
 )
 
 
-def read(packed: Packed, seen: Array, *, skip_quantiles: bool = False) -> Array:
+def read(packed: Packed, seen: Array) -> Array:
     """Every metric, for the model as a whole and for each layer.
 
     Args:
         packed: the statistics of a window or of a run.
         seen: shape ``(statistics, width)``: samples over the run so far. What was ever seen and got
             nothing in this window is 0; what was never seen is NaN.
-        skip_quantiles: leave quantiles NaN, which saves most of the time.
 
     Returns:
         shape ``(metrics, width)``; column 0 is the whole, rows are ``METRIC_ROW``; NaN is no data.
@@ -180,12 +184,7 @@ def read(packed: Packed, seen: Array, *, skip_quantiles: bool = False) -> Array:
         _read_rejected(values, out)
         _read_ratios(values, packed.samples, out)
         _read_gauges(values, out)
-    if not skip_quantiles:
-        for row, metric in _QUANTILES:
-            timer = TIMER_ROW[metric.numerator]
-            low, high = packed.extremes[timer]
-            if high >= low:
-                out[row, 0] = quantile(packed.histograms[timer], metric.quantile, low, high)
+        out[_QUANTILES, 0] = quantiles(packed.histograms, _QS, packed.extremes)[_QUANTILE_AT]
     return out
 
 

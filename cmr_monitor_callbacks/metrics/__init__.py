@@ -3,7 +3,6 @@
 from cmr_monitor_callbacks.metrics.base import LayeredMetric
 from cmr_monitor_callbacks.metrics.buffer import BufferMetric
 from cmr_monitor_callbacks.metrics.capture import CaptureMetric
-from cmr_monitor_callbacks.metrics.collection import MetricSet
 from cmr_monitor_callbacks.metrics.errors import ErrorMetric
 from cmr_monitor_callbacks.metrics.latency import LatencyMetric
 from cmr_monitor_callbacks.metrics.reconstruction import ReconstructionMetric
@@ -16,8 +15,18 @@ __all__ = [
     "ErrorMetric",
     "LatencyMetric",
     "LayeredMetric",
-    "MetricSet",
     "ReconstructionMetric",
     "RetrievalMetric",
     "ThroughputMetric",
 ]
+
+CLASSES = (
+    CaptureMetric,
+    ReconstructionMetric,
+    BufferMetric,
+    RetrievalMetric,
+    LatencyMetric,
+    ThroughputMetric,
+    ErrorMetric,
+)
+"""All of them: together they hold every statistic of the catalogue."""

@@ -19,46 +19,19 @@ from cmr_monitor_callbacks.catalogue import (
     UNIT_INTERVAL,
     Kind,
     Store,
+    statistics_of,
     timers_of,
 )
-from cmr_monitor_callbacks.histogram import BUCKETS, bucket_counts
+from cmr_monitor_callbacks.histogram import BUCKETS
 from cmr_monitor_callbacks.layers import LayerId, Layout, layer_tag
+from cmr_monitor_callbacks.metrics.folding import Array, Fold, fold
 from cmr_monitor_callbacks.packed import METRIC_ROW, ROW, TIMER_ROW, Packed, read
 
-Array = NDArray[np.float64]
 Values = float | int | Sequence[float | None] | NDArray[Any] | Tensor | None
 """One number, or one for each event; None or NaN is no data."""
 Layers = Hashable | Sequence[Hashable] | None
 
 _STORE = {s.name: s.store for s in STATISTICS}
-
-
-def fold(columns: Array, slots: NDArray[np.intp], width: int) -> tuple[Array, NDArray[np.int64]]:
-    """Sum events by layer.
-
-    Args:
-        columns: shape ``(events, statistics)``; NaN is no data.
-        slots: shape ``(events,)``, the column of each event's layer.
-        width: number of layer columns.
-
-    Returns:
-        sums and number of samples, each of shape ``(statistics, width)``.
-    """
-    rows = columns.shape[1]
-    given = ~np.isnan(columns)
-    index = (slots[:, None] * rows + np.arange(rows)).ravel()
-    sums = np.bincount(index, np.where(given, columns, 0.0).ravel(), minlength=rows * width)
-    samples = np.bincount(index[given.ravel()], minlength=rows * width)
-    return sums.reshape(width, rows).T, samples.reshape(width, rows).T
-
-
-def _last(columns: Array, slots: NDArray[np.intp], width: int) -> Array:
-    """The last given value of each row and layer, NaN without one; shape ``(rows, width)``."""
-    out = np.full((columns.shape[1], width), np.nan)
-    for row, column in enumerate(columns.T):
-        given = ~np.isnan(column)
-        out[row, slots[given]] = column[given]  # numpy keeps the last of repeated indices
-    return out
 
 
 def _later(old: Tensor, new: Tensor) -> Tensor:
@@ -117,11 +90,12 @@ class LayeredMetric(Metric):
         """
         super().__init__(**kwargs)
         self.layout = Layout(layers)
-        own = [s.name for s in STATISTICS if s.component == self.component]
+        own = statistics_of(self.component)
         names = (*own, *self.borrowed)
         self._rows = {store: [n for n in names if _STORE[n] is store] for store in Store}
-        self._order = [n for store in Store for n in self._rows[store]]
-        self._own = [n for n in self._order if n in own]
+        self._own_counts = [n for n in self._rows[Store.COUNT] if n in own]
+        self._order = names
+        self._own = own
         self._timers = timers_of(self.component)
         width, reduction = self.layout.width, self.rank_reduction
         counts, sums = len(self._rows[Store.COUNT]), len(self._rows[Store.SUM])
@@ -145,18 +119,20 @@ class LayeredMetric(Metric):
 
     # -- what a subclass says ---------------------------------------------------------------
 
-    def columns(self, events: Array) -> Array:
+    @staticmethod
+    def columns(events: Array) -> Array:
         """Statistics of each event.
 
         Args:
             events: shape ``(n, fields)``, fields as in ``catalogue.RECORDS[self.record]``.
 
         Returns:
-            shape ``(n, statistics)``, in the order of ``self.statistics``.
+            shape ``(n, statistics)``, in the order of the component's statistics.
         """
         raise NotImplementedError
 
-    def timed(self, events: Array) -> Sequence[tuple[Array, Array | None]]:
+    @staticmethod
+    def timed(events: Array) -> Sequence[tuple[Array, Array | None]]:
         """For each timer: seconds of each event (NaN: not timed) and how often each counts."""
         return ()
 
@@ -165,12 +141,7 @@ class LayeredMetric(Metric):
     @property
     def statistics(self) -> tuple[str, ...]:
         """Names of the rows, in the order of ``samples``."""
-        return tuple(self._order)
-
-    @property
-    def own_count(self) -> int:
-        """Number of statistics that belong to this class's component."""
-        return len(self._own)
+        return self._order
 
     @property
     def layers(self) -> tuple[LayerId, ...]:
@@ -192,48 +163,23 @@ class LayeredMetric(Metric):
                 self._defaults[name], (0, missing), value=fill
             )
 
-    def fold_events(self, events: Array, slots: NDArray[np.intp]) -> None:
-        """Add checked events: the monitor's way in, once per window.
-
-        Args:
-            events: shape ``(n, fields)``, float64; NaN is no data.
-            slots: shape ``(n,)``, columns of the events' layers, all known.
-        """
-        if not len(events):
-            return
-        self._fold_columns(self.columns(events), slots)
-        for row, (seconds, weights) in enumerate(self.timed(events)):
-            self._fold_times(row, seconds, weights)
-
-    def _fold_columns(self, columns: Array, slots: NDArray[np.intp]) -> None:
-        width = self.counts.shape[-1]
+    def _add(self, folded: Fold) -> None:
+        """Add folded events to the states, on whatever device they are."""
         device = self.counts.device
-        sums, samples = fold(columns, slots, width)
-        c, s = len(self._rows[Store.COUNT]), len(self._rows[Store.SUM])
-        g = len(self._rows[Store.GAUGE])
-        self.counts += torch.from_numpy(sums[:c].astype(np.int64)).to(device)
-        self.sums += torch.from_numpy(np.ascontiguousarray(sums[c : c + s])).to(device)
-        self.samples += torch.from_numpy(np.ascontiguousarray(samples)).to(device)
-        if g:
-            last = _last(columns[:, c + s :], slots, width)
-            self.gauges = _later(self.gauges, torch.from_numpy(last[:g]).to(device))
-            peak = np.full((columns.shape[1] - c - s - g, width), np.nan)
-            for row, column in enumerate(columns[:, c + s + g :].T):
-                np.fmax.at(peak[row], slots, column)
-            self.peaks = torch.fmax(self.peaks, torch.from_numpy(peak).to(device))
 
-    def _fold_times(self, row: int, seconds: Array, weights: Array | None) -> None:
-        given = ~np.isnan(seconds)
-        if weights is not None:
-            given &= weights > 0
-            weights = weights[given]
-        seconds = seconds[given]
-        if not len(seconds):
-            return
-        counts = torch.from_numpy(bucket_counts(seconds, weights))
-        self.histograms[row] += counts.to(self.histograms.device)
-        self.lowest[row] = min(float(self.lowest[row]), float(seconds.min()))
-        self.highest[row] = max(float(self.highest[row]), float(seconds.max()))
+        def here(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        c, own = len(self._own_counts), len(self._own)
+        self.counts[:c] += here(folded.counts.astype(np.int64))
+        self.sums += here(folded.sums)
+        self.samples[:own] += here(folded.samples.astype(np.int64))
+        self.gauges = _later(self.gauges, here(folded.gauges))
+        self.peaks = torch.fmax(self.peaks, here(folded.peaks))
+        if self._timers:
+            self.histograms += here(folded.histograms)
+            self.lowest = torch.minimum(self.lowest, here(folded.extremes[:, 0]))
+            self.highest = torch.maximum(self.highest, here(folded.extremes[:, 1]))
 
     def _update_events(self, layer: Layers, **fields: Values) -> None:
         """Check and fold what a user gave, one event or many."""
@@ -247,53 +193,44 @@ class LayeredMetric(Metric):
         self.add_layers(i for i in ids if i is not None)
         slots = np.array([self.layout.column(i) for i in ids], dtype=np.intp)
         events = np.stack([np.broadcast_to(a, n) for a in given], axis=1)
-        self.fold_events(events, np.ascontiguousarray(np.broadcast_to(slots, n)))
+        self._add(fold(type(self), events, np.broadcast_to(slots, n), self.layout.width))
 
     def packed(self) -> Packed:
         """What was folded so far, as `Packed`, on the host."""
         packed = Packed.empty(self.counts.shape[-1])
-        self.pack_into(packed, self._order)
+        for store, state in zip(Store, self._state_blocks(), strict=True):
+            packed.values[[ROW[name] for name in self._rows[store]]] = state.cpu().numpy()
+        packed.samples[[ROW[name] for name in self._order]] = self.samples.cpu().numpy()
+        timers = [TIMER_ROW[name] for name in self._timers]
+        packed.histograms[timers] = self.histograms.cpu().numpy()
+        packed.extremes[timers, 0] = self.lowest.cpu().numpy()
+        packed.extremes[timers, 1] = self.highest.cpu().numpy()
         return packed
 
-    def pack_into(self, packed: Packed, names: Sequence[str] | None = None) -> None:
-        """Write this metric's own rows into a `Packed` of the same width."""
-        wanted = self._own if names is None else names
-        rows = [ROW[name] for name in wanted]
-        here = [self._order.index(name) for name in wanted]
-        blocks = (self.counts, self.sums, self.gauges, self.peaks)
-        packed.values[rows] = np.concatenate([b.cpu().numpy() for b in blocks])[here]
-        packed.samples[rows] = self.samples.cpu().numpy()[here]
-        if self._timers:
-            timers = [TIMER_ROW[name] for name in self._timers]
-            packed.histograms[timers] = self.histograms.cpu().numpy()
-            packed.extremes[timers, 0] = self.lowest.cpu().numpy()
-            packed.extremes[timers, 1] = self.highest.cpu().numpy()
-
-    def add_statistics(self, slot: int, values: Array, samples: Array) -> None:
-        """Add statistics that were summed elsewhere (on a device) for one layer.
+    @classmethod
+    def from_packed(cls, packed: Packed, layers: Iterable[Hashable]) -> LayeredMetric:
+        """A metric that holds what was folded elsewhere.
 
         Args:
-            slot: column of the layer.
-            values: shape ``(own statistics,)``; of a gauge or peak the value, NaN without one.
-            samples: shape ``(own statistics,)``.
+            packed: statistics whose columns are the whole model and these layers.
+            layers: ids by column, from column 1 on.
         """
-        kept = iter(zip(values.tolist(), samples.tolist(), strict=True))
-        for i, name in enumerate(self._order):
-            if name not in self._own:
-                continue
-            value, given = next(kept)
-            self.samples[i, slot] += int(given)
-            rows, store = self._rows[_STORE[name]], _STORE[name]
-            row = rows.index(name)
-            if store is Store.COUNT:
-                self.counts[row, slot] += int(value)
-            elif store is Store.SUM:
-                self.sums[row, slot] += value
-            elif not math.isnan(value) and store is Store.GAUGE:
-                self.gauges[row, slot] = value
-            elif not math.isnan(value):
-                old = self.peaks[row, slot]
-                self.peaks[row, slot] = value if torch.isnan(old) else max(float(old), value)
+        metric = cls(layers)
+        width = metric.layout.width
+        for store, state in zip(Store, metric._state_blocks(), strict=True):
+            rows = [ROW[name] for name in metric._rows[store]]
+            state.copy_(torch.from_numpy(packed.values[rows, :width]))
+        samples = packed.samples[[ROW[name] for name in metric._order], :width]
+        metric.samples.copy_(torch.from_numpy(samples))
+        timers = [TIMER_ROW[name] for name in metric._timers]
+        metric.histograms.copy_(torch.from_numpy(packed.histograms[timers]))
+        metric.lowest.copy_(torch.from_numpy(packed.extremes[timers, 0]))
+        metric.highest.copy_(torch.from_numpy(packed.extremes[timers, 1]))
+        metric._update_count = 1
+        return metric
+
+    def _state_blocks(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.counts, self.sums, self.gauges, self.peaks
 
     def compute(self) -> dict[str, Tensor]:
         """Every metric of this class.
@@ -323,17 +260,7 @@ class LayeredMetric(Metric):
 
     def reset(self) -> None:
         """Back to no data; layers stay known."""
-        for name, default in self._defaults.items():
-            state = getattr(self, name)
-            if state.shape == default.shape:
-                state.copy_(default)  # in place: a window's end needs no new tensors
-            else:
-                setattr(self, name, default.detach().clone().to(state.device))
-        self._update_count = 0
-        self._computed = None
-        self._forward_cache = None
-        self._cache = None
-        self._is_synced = False
+        super().reset()  # the defaults grew with the layers
 
     def merge_steps(self, later: LayeredMetric) -> None:
         """Add a later stretch of the same rank's steps; gauges take the later value.

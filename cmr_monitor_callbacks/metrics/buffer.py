@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cmr_monitor_callbacks.metrics.base import Array, LayeredMetric, Layers, Values
-from cmr_monitor_callbacks.metrics.base import fold as _fold
+from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values
+from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class BufferMetric(LayeredMetric):
@@ -71,17 +71,15 @@ class BufferMetric(LayeredMetric):
 
     def _add_stored(self, layer: Layers, stored: Values) -> None:
         ids = list(layer) if isinstance(layer, (list, tuple, np.ndarray, range)) else [layer]
-        slots = np.array([self.layout.column(i) for i in ids], dtype=np.intp)
-        given = torch.as_tensor(stored, dtype=torch.float64).cpu().numpy().reshape(-1, 1)
-        sums, samples = _fold(np.broadcast_to(given, (len(slots), 1)), slots, self.layout.width)
+        given = torch.as_tensor(stored, dtype=torch.float64).cpu().reshape(-1).expand(len(ids))
         row = self.statistics.index("states_stored")
-        self.counts[row] += torch.from_numpy(sums[0].astype(np.int64)).to(self.counts.device)
-        self.samples[row] += torch.from_numpy(samples[0].copy()).to(self.counts.device)
+        for layer_id, value in zip(ids, given.tolist(), strict=True):
+            slot = self.layout.column(layer_id)
+            self.counts[-1, slot] += int(value)  # the one borrowed row, after the own ones
+            self.samples[row, slot] += 1
 
-    def columns(self, events: Array) -> Array:
+    @staticmethod
+    def columns(events: Array) -> Array:
         """See `LayeredMetric.columns`."""
         entries, capacity, nbytes, evicted, cleared, loaded = events.T
-        stored = np.full(len(events), np.nan)
-        return np.stack(
-            (evicted, cleared, loaded, stored, entries, capacity, nbytes, entries), axis=1
-        )
+        return np.stack((evicted, cleared, loaded, entries, capacity, nbytes, entries), axis=1)

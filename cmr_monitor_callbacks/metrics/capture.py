@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmr_monitor_callbacks.metrics.base import Array, LayeredMetric, Layers, Values
+from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values
+from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class CaptureMetric(LayeredMetric):
@@ -56,12 +57,14 @@ class CaptureMetric(LayeredMetric):
             considered=considered,
         )
 
-    def columns(self, events: Array) -> Array:
+    @staticmethod
+    def columns(events: Array) -> Array:
         """See `LayeredMetric.columns`."""
         attempted, captured, stored, seconds, considered = events.T
         calls = np.ones(len(events))
         return np.stack((attempted, captured, stored, considered, calls, seconds), axis=1)
 
-    def timed(self, events: Array) -> Sequence[tuple[Array, Array | None]]:
+    @staticmethod
+    def timed(events: Array) -> Sequence[tuple[Array, Array | None]]:
         """See `LayeredMetric.timed`."""
         return [(events[:, 3], None)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cmr_monitor_callbacks.metrics.base import Array, LayeredMetric, Layers, Values
+from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values
+from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class ErrorMetric(LayeredMetric):
@@ -40,7 +41,8 @@ class ErrorMetric(LayeredMetric):
         """
         self._update_events(layer, errors=errors, operations=operations, nonfinite=nonfinite)
 
-    def columns(self, events: Array) -> Array:
+    @staticmethod
+    def columns(events: Array) -> Array:
         """See `LayeredMetric.columns`."""
         errors, operations, nonfinite = events.T
         return np.stack((errors, operations, nonfinite), axis=1)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmr_monitor_callbacks.metrics.base import Array, LayeredMetric, Values
+from cmr_monitor_callbacks.metrics.base import LayeredMetric, Values
+from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class LatencyMetric(LayeredMetric):
@@ -58,7 +59,8 @@ class LatencyMetric(LayeredMetric):
             passes=passes,
         )
 
-    def columns(self, events: Array) -> Array:
+    @staticmethod
+    def columns(events: Array) -> Array:
         """See `LayeredMetric.columns`."""
         step, data_wait, forward, backward, optimizer, monitor, passes = events.T[:7]
         # only passes that were timed may stand below the line
@@ -67,7 +69,8 @@ class LatencyMetric(LayeredMetric):
             (passes, timed, step, data_wait, forward, backward, optimizer, monitor), axis=1
         )
 
-    def timed(self, events: Array) -> Sequence[tuple[Array, Array | None]]:
+    @staticmethod
+    def timed(events: Array) -> Sequence[tuple[Array, Array | None]]:
         """See `LayeredMetric.timed`."""
         step, data_wait, forward, backward, optimizer = events.T[:5]
         passes = events[:, 6]

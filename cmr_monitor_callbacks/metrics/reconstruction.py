@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmr_monitor_callbacks.metrics.base import Array, LayeredMetric, Layers, Values
+from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values
+from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class ReconstructionMetric(LayeredMetric):
@@ -45,13 +46,15 @@ class ReconstructionMetric(LayeredMetric):
         """
         self._update_events(layer, memories_used=memories_used, quality=quality, seconds=seconds)
 
-    def columns(self, events: Array) -> Array:
+    @staticmethod
+    def columns(events: Array) -> Array:
         """See `LayeredMetric.columns`."""
         used, quality, seconds = events.T
         calls = np.ones(len(events))
         with_memory = np.where(np.isnan(used), np.nan, used > 0)
         return np.stack((calls, with_memory, used, quality, seconds), axis=1)
 
-    def timed(self, events: Array) -> Sequence[tuple[Array, Array | None]]:
+    @staticmethod
+    def timed(events: Array) -> Sequence[tuple[Array, Array | None]]:
         """See `LayeredMetric.timed`."""
         return [(events[:, 2], None)]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmr_monitor_callbacks.metrics.base import Array, LayeredMetric, Layers, Values
+from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values
+from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class RetrievalMetric(LayeredMetric):
@@ -53,7 +54,8 @@ class RetrievalMetric(LayeredMetric):
             quality=quality,
         )
 
-    def columns(self, events: Array) -> Array:
+    @staticmethod
+    def columns(events: Array) -> Array:
         """See `LayeredMetric.columns`."""
         requested, returned, hits, seconds, quality = events.T
         with_cache = np.where(np.isnan(hits), np.nan, requested)
@@ -64,7 +66,8 @@ class RetrievalMetric(LayeredMetric):
             (requested, returned, hits, with_cache, timed, seconds, quality), axis=1
         )
 
-    def timed(self, events: Array) -> Sequence[tuple[Array, Array | None]]:
+    @staticmethod
+    def timed(events: Array) -> Sequence[tuple[Array, Array | None]]:
         """Seconds per operation, weighted by operations."""
         requested, seconds = events[:, 0], events[:, 3]
         return [(seconds / np.maximum(requested, 1.0), np.nan_to_num(requested))]

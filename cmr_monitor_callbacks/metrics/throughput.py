@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmr_monitor_callbacks.metrics.base import Array, LayeredMetric, Values
+from cmr_monitor_callbacks.metrics.base import LayeredMetric, Values
+from cmr_monitor_callbacks.metrics.folding import Array
 
 _RATES = {"throughput": ("samples", "sample_seconds"), "tokens_per_second": ("tokens", "token_seconds")}
 
@@ -49,7 +50,8 @@ class ThroughputMetric(LayeredMetric):
         """
         self._update_events(None, samples=samples, tokens=tokens, step=step, data_wait=data_wait)
 
-    def columns(self, events: Array) -> Array:
+    @staticmethod
+    def columns(events: Array) -> Array:
         """See `LayeredMetric.columns`."""
         step, data_wait = events[:, 0], events[:, 1]
         samples, tokens = events[:, 7], events[:, 8]

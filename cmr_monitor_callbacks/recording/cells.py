@@ -12,16 +12,18 @@ tensor (1 in the forward, 0 in the backward) keeps the recompute of activation c
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cmr_monitor_callbacks.catalogue import STATISTICS, Store
+from cmr_monitor_callbacks.packed import ROW, Packed
 
 Number = float | int | Tensor | None
 
@@ -33,6 +35,10 @@ _ORDER: Final[dict[str, tuple[Store, ...]]] = {
     )
     for kind in KINDS
 }
+_FIRST_ROW: Final = {
+    kind: min(ROW[s.name] for s in STATISTICS if s.component == kind) for kind in KINDS
+}
+_NONFINITE: Final = ROW["nonfinite_count"]
 WIDTH: Final = max(len(order) for order in _ORDER.values())
 
 
@@ -95,10 +101,11 @@ class CellRow:
             number of values that were not finite.
     """
 
-    __slots__ = ("adding", "cells", "gate", "kind", "order", "peaks")
+    __slots__ = ("adding", "cells", "gate", "kind", "order", "peaks", "used")
 
-    def __init__(self, kind: str, cells: Tensor, gate: Tensor) -> None:
+    def __init__(self, kind: str, cells: Tensor, gate: Tensor, used: Event) -> None:
         self.kind = kind
+        self.used = used
         self.cells = cells
         self.gate = gate
         self.order = _ORDER[kind]
@@ -111,6 +118,7 @@ class CellRow:
         The host keeps the sample with a 0 in the tensor's place, so only values come here. Whole
         numbers cost one small kernel each and no synchronisation; reals three.
         """
+        self.used.set()
         with torch.no_grad():
             for row, value in enumerate(_STATISTICS[self.kind](*fields)):
                 if isinstance(value, Tensor):
@@ -187,11 +195,23 @@ class CellRead:
         """Whether the copy has ended; never waits."""
         return self.event is None or bool(self.event.query())
 
-    def arrays(self) -> NDArray[np.float64]:
-        """The statistics; waits for the copy if it is still under way."""
+    def add_to(self, packed: Packed) -> None:
+        """Add the statistics to a window's; waits for the copy if it is still under way."""
         if self.event is not None:
             self.event.synchronize()
-        return self.host.numpy()
+        for (kind, slot), cells in zip(self.rows, self.host.numpy(), strict=True):
+            for row, store in enumerate(_ORDER[kind]):
+                value, at = cells[0, row], _FIRST_ROW[kind] + row
+                packed.samples[at, slot] += cells[1, row]
+                if store in (Store.COUNT, Store.SUM):
+                    packed.values[at, slot] += value
+                elif store is Store.PEAK:
+                    packed.values[at, slot] = np.fmax(packed.values[at, slot], value)
+                elif not math.isnan(value):
+                    packed.values[at, slot] = value
+            rejected = cells[2].sum()
+            packed.values[_NONFINITE, slot] += rejected
+            packed.samples[_NONFINITE, slot] += rejected > 0
 
 
 class _Block:
@@ -199,6 +219,7 @@ class _Block:
 
     def __init__(self, device: torch.device, rows: list[tuple[str, int]]) -> None:
         self.rows = rows
+        self.used = Event()
         self.packed = torch.zeros(len(rows), 3, WIDTH, dtype=torch.float64, device=device)
         self.start = torch.zeros_like(self.packed)
         for i, (kind, _) in enumerate(rows):
@@ -209,6 +230,7 @@ class _Block:
 
     def read(self) -> CellRead:
         """Start the copy to the host and empty the cells, without waiting."""
+        self.used.clear()
         rows = tuple(self.rows)
         if self.packed.device.type != "cuda":
             host = self.packed.cpu().clone()
@@ -243,7 +265,7 @@ class DeviceCells:
                 self._gates[device] = torch.ones((), dtype=torch.float64, device=device)
             self._blocks.append(block)
             return [
-                CellRow(kind, block.packed[i], self._gates[device])
+                CellRow(kind, block.packed[i], self._gates[device], block.used)
                 for i, (kind, _) in enumerate(rows)
             ]
 
@@ -253,5 +275,16 @@ class DeviceCells:
             gate.fill_(1.0 if is_open else 0.0)
 
     def read(self) -> list[CellRead]:
-        """Start reading every device and empty the cells."""
-        return [block.read() for block in self._blocks]
+        """Start reading every device that was written to since, and empty its cells.
+
+        What compiled code wrote leaves no trace on the host: once anything was compiled, all are
+        read.
+        """
+        compiled = anything_compiled()
+        return [block.read() for block in self._blocks if compiled or block.used.is_set()]
+
+
+def anything_compiled() -> bool:
+    """Whether ``torch.compile`` was used in this process."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and bool(dynamo.utils.counters["stats"])

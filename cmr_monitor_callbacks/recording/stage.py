@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import RECORDS
 from cmr_monitor_callbacks.layers import Layout
-from cmr_monitor_callbacks.metrics import MetricSet
+from cmr_monitor_callbacks.metrics import CLASSES
+from cmr_monitor_callbacks.metrics.folding import fold_into
 from cmr_monitor_callbacks.packed import Packed
 from cmr_monitor_callbacks.recording.cells import CellRead
 from cmr_monitor_callbacks.recording.recorder import Batch
@@ -23,18 +24,23 @@ TIMES: Final = {
 """Raw durations kept for ``to_dict``: name and field, by kind of event."""
 
 
-@dataclass
+_CLASSES_OF: Final = {
+    kind: [c for c in CLASSES if c.record == kind] for kind in {c.record for c in CLASSES}
+}
+
+
+@dataclass(frozen=True)
 class ClosedWindow:
     """A window that has ended; its device numbers may still be on their way.
 
     Attributes:
-        metrics: what the host recorded.
+        statistics: what the host recorded.
         reads: what the devices recorded.
         step: last step of the window.
         time: when it ended, seconds since the Unix epoch.
     """
 
-    metrics: MetricSet
+    statistics: Packed
     reads: list[CellRead]
     step: int
     time: float
@@ -56,28 +62,25 @@ class StageStatistics:
     def __init__(self, layout: Layout, keep_times: int) -> None:
         self._layout = layout
         self._keep_times = keep_times
-        self._metrics = MetricSet(layout)
-        self._spare: MetricSet | None = None
+        self._window = Packed.empty(layout.width)
         self._reads: list[CellRead] = []
-        self._carried: Packed | None = None
         self.run = Packed.empty(layout.width)
         self.recent_times: dict[str, NDArray[np.float64]] = {}
 
     def fold(self, batches: Mapping[str, Batch], reads: Sequence[CellRead]) -> None:
         """Add what was recorded since the last fold."""
-        self._metrics.widen()
+        self._window.widen(self._layout.width)
         for kind, batch in batches.items():
-            self._metrics.fold(kind, batch.events, batch.slots)
+            for metric in _CLASSES_OF[kind]:
+                fold_into(self._window, metric, batch.events, batch.slots)
             if kind in TIMES:
                 self._keep(*TIMES[kind], batch.events)
         self._reads.extend(reads)
 
     def close(self, step: int, time: float) -> ClosedWindow:
         """End the window; a new one begins at once."""
-        closed = ClosedWindow(self._metrics, self._reads, step, time)
-        self._metrics = self._spare or MetricSet(self._layout)
-        self._spare = None
-        self._reads = []
+        closed = ClosedWindow(self._window, self._reads, step, time)
+        self._window, self._reads = Packed.empty(self._layout.width), []
         return closed
 
     def finish(self, closed: ClosedWindow) -> Packed:
@@ -86,44 +89,32 @@ class StageStatistics:
         Returns:
             the window's statistics.
         """
-        window = self._collect(closed.metrics, closed.reads)
-        if self._carried is not None:
-            self._carried.add(window)
-            window, self._carried = self._carried, None
+        window = closed.statistics
+        for read in closed.reads:
+            read.add_to(window)
         self.run.add(window)
-        closed.metrics.reset()
-        self._spare = closed.metrics
         return window
 
     def state(self) -> dict[str, Any]:
         """Plain data: the run up to the last finished window, and the window in hand."""
-        self._metrics.widen()
-        window = self._collect(self._metrics, self._reads)
+        for read in self._reads:
+            read.add_to(self._window)
         self._reads = []
-        if self._carried is not None:
-            carried = self._carried.copy()
-            carried.add(window)
-            window = carried
-        self.run.widen(window.width)
-        return {"run": self.run.state(), "window": window.state()}
+        self.run.widen(self._layout.width)
+        self._window.widen(self._layout.width)
+        return {"run": self.run.state(), "window": self._window.state()}
 
     def load(self, state: Mapping[str, Any], columns: Sequence[int], width: int) -> None:
         """The inverse of `state`; saved column ``i`` is now ``columns[i]``."""
         saved = len(columns)
         self.run = Packed.from_state(state["run"], saved).moved(columns, width)
-        self._carried = Packed.from_state(state["window"], saved).moved(columns, width)
-
-    def _collect(self, metrics: MetricSet, reads: Sequence[CellRead]) -> Packed:
-        metrics.widen()
-        for read in reads:
-            metrics.add_cells(dict(zip(read.rows, read.arrays(), strict=True)))
-        return metrics.packed()
+        self._window = Packed.from_state(state["window"], saved).moved(columns, width)
 
     def _keep(self, name: str, field: int, events: NDArray[np.float64]) -> None:
-        seconds = events[:, field]
-        kept = self.recent_times.get(name)
+        seconds = events[-self._keep_times :, field]
         seconds = seconds[~np.isnan(seconds)]
-        if kept is not None:
+        kept = self.recent_times.get(name)
+        if kept is not None and len(seconds) < self._keep_times:
             seconds = np.concatenate((kept, seconds))
         if len(seconds):
             self.recent_times[name] = seconds[-self._keep_times :].copy()
