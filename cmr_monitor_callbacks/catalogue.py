@@ -47,7 +47,6 @@ class Store(str, Enum):
     COUNT = "count"  # int64, adds
     SUM = "sum"  # float64, adds
     GAUGE = "gauge"  # float64, the last one over steps, adds over layers and ranks
-    PEAK = "peak"  # float64, the highest over steps
 
 
 RECORDS: Final[dict[str, tuple[str, ...]]] = {
@@ -55,20 +54,11 @@ RECORDS: Final[dict[str, tuple[str, ...]]] = {
     "reconstruction": ("memories_used", "quality", "seconds"),
     "buffer": ("entries", "capacity", "nbytes", "evicted", "cleared", "loaded"),
     "retrieval": ("requested", "returned", "hits", "seconds", "quality"),
-    "step": (
-        "step",
-        "data_wait",
-        "forward",
-        "backward",
-        "optimizer",
-        "monitor",
-        "passes",
-        "samples",
-        "tokens",
-    ),
-    "error": ("errors", "operations", "nonfinite"),
+    "timing": ("step", "data_wait", "forward", "backward", "optimizer", "monitor", "passes"),
+    "throughput": ("samples", "tokens", "step", "data_wait"),
+    "errors": ("errors", "operations", "nonfinite"),
 }
-"""Fields of one event of each kind; a field may be None, which is no data."""
+"""Fields of one event of each component; a field may be None, which is no data."""
 
 UNIT_INTERVAL: Final = frozenset({"quality"})
 """Fields that must lie in 0..1."""
@@ -121,9 +111,10 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         "reconstruction_quality_sum",
         "reconstruction_seconds",
     ),
-    *_statistics("buffer", Store.COUNT, "eviction_count", "states_cleared", "states_loaded"),
+    *_statistics(
+        "buffer", Store.COUNT, "eviction_count", "states_cleared", "states_loaded", "entries_seen"
+    ),
     *_statistics("buffer", Store.GAUGE, "total_entries", "capacity", "memory_bytes"),
-    *_statistics("buffer", Store.PEAK, "entries_peak"),
     *_statistics(
         "retrieval",
         Store.COUNT,

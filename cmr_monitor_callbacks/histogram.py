@@ -25,24 +25,25 @@ _SCALE = 1.0 / math.log(GAMMA)
 _MIDPOINTS = LOWEST * 2 * GAMMA ** np.arange(BUCKETS, dtype=np.float64) / (GAMMA + 1)
 
 
-def bucket_counts(
-    seconds: NDArray[np.float64], weights: NDArray[np.float64] | None = None
-) -> NDArray[np.int64]:
-    """Counts of durations per bucket.
+def buckets_of(seconds: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The bucket of each duration.
 
     Args:
-        seconds: shape ``(n,)``, finite and at least 0, in seconds.
-        weights: shape ``(n,)``, how often each one counts; 1 where omitted.
+        seconds: shape ``(n,)``, finite and at least 0.
 
     Returns:
-        shape ``(BUCKETS,)``.
+        shape ``(n,)``, in ``0..BUCKETS - 1``.
+
+    >>> buckets_of(np.array([0.0, 1e-6, 1e9])).tolist()
+    [0, 0, 513]
     """
-    ratio = np.maximum(seconds, LOWEST)
-    ratio /= LOWEST
-    index = np.ceil(np.log(ratio) * _SCALE).astype(np.intp)
-    np.minimum(index, BUCKETS - 1, out=index)
-    counts = np.bincount(index, weights, minlength=BUCKETS)
-    return counts.astype(np.int64)
+    scaled = np.maximum(seconds, LOWEST)
+    scaled /= LOWEST
+    np.log(scaled, out=scaled)
+    scaled *= _SCALE
+    np.ceil(scaled, out=scaled)
+    np.minimum(scaled, BUCKETS - 1, out=scaled)
+    return scaled.astype(np.intp)
 
 
 def quantiles(
@@ -59,7 +60,7 @@ def quantiles(
     Returns:
         seconds, shape ``(timers, m)``; NaN without data.
 
-    >>> counts = bucket_counts(np.array([0.010, 0.020, 0.030]))[None]
+    >>> counts = np.bincount(buckets_of(np.array([0.010, 0.020, 0.030])), minlength=BUCKETS)[None]
     >>> median = quantiles(counts, np.array([0.5]), np.array([[0.010, 0.030]]))
     >>> bool(abs(median[0, 0] / 0.020 - 1) <= RELATIVE_ERROR)
     True

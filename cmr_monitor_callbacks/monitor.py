@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cmr_monitor_callbacks.alerts import AlertDesk
+from cmr_monitor_callbacks.catalogue import COMPONENTS
 from cmr_monitor_callbacks.clock import Clock, SystemClock
 from cmr_monitor_callbacks.config import AlertConfig, MonitoringConfig, ProbesConfig, parse
 from cmr_monitor_callbacks.errors import MonitorFailure
@@ -35,15 +36,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_WINDOW = 50
 """Steps in a window where nobody says."""
 STATE_VERSION = 1
-_KIND_OF = {
-    "capture": "capture",
-    "reconstruction": "reconstruction",
-    "buffer": "buffer",
-    "retrieval": "retrieval",
-    "timing": "step",
-    "errors": "error",
-}
-
 
 class CMRPerformanceMonitor:
     """Watches a memory-augmented model: attach, step, read ``snapshot`` and ``health``.
@@ -94,12 +86,14 @@ class CMRPerformanceMonitor:
         self.error_log: deque[str] = deque(maxlen=keep)
         """Errors and rejected values as text, the newest last."""
         self._kinds = frozenset(
-            kind for name, kind in _KIND_OF.items() if self.config.watches_component(name)
+            name for name in COMPONENTS if self.config.watches_component(name)
         )
+        self._times_steps = "timing" in self._kinds
         self._ledger = Ledger(keep, self._note_invalid)
         self._attachment = Attachment(
             self._ledger, self._kinds, self.config.watches_layer, self._note_error
         )
+        self._sources = self._find_sources()
         self._known_failures: set[str] = set()
         self._tables: dict[str, tuple[Any, TagTable]] = {}
         self.reset_metrics()
@@ -119,6 +113,7 @@ class CMRPerformanceMonitor:
         """
         if self.probes_config.explicit:
             self._attachment.attach(model)
+        self._sources = self._find_sources()
         return len(self._attachment)
 
     def place_cells(self, device: torch.device) -> None:
@@ -145,10 +140,12 @@ class CMRPerformanceMonitor:
 
     # -- recording --------------------------------------------------------------------------
 
-    def record_step(self, fields: Sequence[float | None]) -> None:
-        """Add a step's times; fields as in ``catalogue.RECORDS["step"]``."""
-        if "step" in self._kinds:
-            self._ledger.recorder.sink("step")((0, *fields))
+    def record_step(
+        self, times: Sequence[float | None], samples: int | None, tokens: int | None
+    ) -> None:
+        """Add a step; ``times`` as in ``catalogue.RECORDS["timing"]``."""
+        if self._times_steps:
+            self._ledger.recorder.steps.add(times, samples, tokens)
 
     def record_capture(
         self,
@@ -186,7 +183,7 @@ class CMRPerformanceMonitor:
     def _record(self, kind: str, layer: Hashable, fields: tuple[Any, ...]) -> None:
         if kind in self._kinds and self.config.watches_layer(layer):
             slot = self._ledger.layout.column(layer)
-            self._ledger.recorder.sink(kind)((slot, *fields))
+            self._ledger.recorder.add_any(kind, slot, fields)
 
     @contextmanager
     def track_performance(self) -> Iterator[CMRPerformanceMonitor]:
@@ -195,7 +192,7 @@ class CMRPerformanceMonitor:
         wait = None if self._last_end is None else start - self._last_end
         yield self
         self._last_end = self.clock.monotonic()
-        self.record_step((self._last_end - start, wait, None, None, None, None, 1, None, None))
+        self.record_step((self._last_end - start, wait, None, None, None, None, 1), None, None)
         self.step()
 
     # -- windows and stages -----------------------------------------------------------------
@@ -286,11 +283,12 @@ class CMRPerformanceMonitor:
             time=closed.time,
             world_size=1,
             layer_ids=self._ledger.layout.layers,
-            run=reading.run,
+            statistics=reading.run,
+            counters=reading.counters,
             window=reading.window,
             own=own,
-            sources=self._sources(),
-            recent_times=dict(self._ledger.train.recent_times),
+            sources=self._sources,
+            recent_times=self._ledger.recent_times,
         )
 
     def _emit(
@@ -324,7 +322,7 @@ class CMRPerformanceMonitor:
             own["overhead_fraction"] = spent / (step + wait)
         return own
 
-    def _sources(self) -> dict[str, str]:
+    def _find_sources(self) -> dict[str, str]:
         explicit = self._attachment.source()
         names = ("capture", "reconstruction", "buffer", "retrieval", "errors")
         sources = {name: explicit for name in names if explicit}

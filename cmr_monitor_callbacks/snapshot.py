@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, METRICS, Kind, canonical
+from cmr_monitor_callbacks.catalogue import BY_NAME, Kind, canonical
 from cmr_monitor_callbacks.layers import LayerId, layer_id, layer_order
-from cmr_monitor_callbacks.packed import METRIC_ROW
+from cmr_monitor_callbacks.packed import METRIC_ROW, Packed, read, read_counters
 
 Over = Literal["run", "window"]
 
@@ -28,8 +29,9 @@ class Snapshot:
         time: seconds since the Unix epoch.
         world_size: processes whose numbers are in it.
         layer_ids: layers by column of the tables, from column 1 on.
-        run: shape ``(metrics, 1 + layers)``, since the start of the stage; NaN is no data.
-        window: the same for the last window.
+        statistics: packed statistics since the start of the stage.
+        counters: shape ``(counters, 1 + layers)``, counters since the start of the stage.
+        window: shape ``(metrics, 1 + layers)``, every metric of the last window; NaN is no data.
         own: the monitor's own numbers and health, by name.
         sources: where each kind of number comes from, by component.
         recent_times: the last raw durations of this process in seconds, by name.
@@ -43,17 +45,24 @@ class Snapshot:
     time: float
     world_size: int
     layer_ids: tuple[LayerId, ...]
-    run: NDArray[np.float64] = field(repr=False)
+    statistics: Packed = field(repr=False)
+    counters: NDArray[np.float64] = field(repr=False)
     window: NDArray[np.float64] = field(repr=False)
     own: Mapping[str, float] = field(default_factory=dict, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
-    recent_times: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    recent_times: Mapping[str, Iterable[float]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(cls, stage: str) -> Snapshot:
         """A snapshot before any window: no data at all."""
-        nothing = np.full((len(METRICS), 1), math.nan)
-        return cls(stage, -1, math.nan, 1, (), nothing, nothing)
+        packed = Packed.empty(1)
+        counters, window = read_counters(packed), read(packed, packed)
+        return cls(stage, -1, math.nan, 1, (), packed, counters, window)
+
+    @cached_property
+    def run(self) -> NDArray[np.float64]:
+        """Every metric since the start of the stage, shape as ``window``; read when first asked."""
+        return read(self.statistics, self.statistics)
 
     def value(
         self,
@@ -127,7 +136,7 @@ class Snapshot:
             "time": self.time,
             "over": over,
             "metrics": {
-                **{name: times.tolist() for name, times in self.recent_times.items()},
+                **{name: list(times) for name, times in self.recent_times.items() if times},
                 **self._named(_METRICS_KEYS, over),
             },
             "buffer_stats": self._named(_BUFFER_KEYS, over),

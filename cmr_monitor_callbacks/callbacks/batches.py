@@ -39,11 +39,11 @@ def batch_shape(batch: Any) -> tuple[int | None, int | None]:
 def _first_tensor(batch: Any) -> Tensor | None:
     if isinstance(batch, Tensor):
         return batch
-    if isinstance(batch, Mapping):
+    if isinstance(batch, (list, tuple)):
+        items = list(batch)
+    elif isinstance(batch, Mapping):
         keys = [key for key in _TOKEN_KEYS if key in batch]
         items = [*(batch[key] for key in keys), *batch.values()]
-    elif isinstance(batch, (list, tuple)):
-        items = list(batch)
     else:
         return None
     for item in items:

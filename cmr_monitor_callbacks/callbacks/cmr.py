@@ -113,6 +113,7 @@ layers, layer_metrics, on_monitor_error)
         self._samples: int | None = None
         self._tokens: int | None = None
         self._gated = False
+        self._counts_batches = self.monitor.config.watches_component("model")
 
     # -- what a user reads ------------------------------------------------------------------
 
@@ -273,14 +274,14 @@ layers, layer_metrics, on_monitor_error)
         self._timer.batch_end(entered)
         try:
             if batch_steps(trainer, batch_idx):
-                self.monitor.record_step(self._timer.take(self._samples, self._tokens))
+                self.monitor.record_step(self._timer.take(), self._samples, self._tokens)
                 self._samples = self._tokens = None
                 self.monitor.step(current_step(trainer))
         finally:
             self._timer.left_hook(entered, self._now())
 
     def _count(self, batch: Any) -> None:
-        if self.monitor.config.watches_component("model"):
+        if self._counts_batches:
             samples, tokens = batch_shape(batch)
             if samples is not None:
                 self._samples = (self._samples or 0) + samples
@@ -302,7 +303,6 @@ layers, layer_metrics, on_monitor_error)
     @_guarded
     def _leave_stage(self, trainer: Trainer) -> None:
         self.monitor.leave_stage(current_step(trainer))
-        self._stage_timer = None
         self._timer.resume(self._now())
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -339,9 +339,9 @@ layers, layer_metrics, on_monitor_error)
     def _evaluation_batch_end(self) -> None:
         now = self._now()
         self._timer.batch_end(now)
-        span, wait, forward, _, _, _, passes, *_ = self._timer.take(None, None)
-        record = (span, wait, forward, None, None, None, passes, self._samples, self._tokens)
-        self.monitor.record_step(record)
+        span, wait, forward, _, _, _, passes = self._timer.take()
+        times = (span, wait, forward, None, None, None, passes)
+        self.monitor.record_step(times, self._samples, self._tokens)
         self._samples = self._tokens = None
         self._timer.resume(now)
 

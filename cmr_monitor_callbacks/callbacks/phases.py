@@ -79,8 +79,8 @@ class StepTimer:
         self._open = ""
         self._span += now - self._start
 
-    def take(self, samples: int | None, tokens: int | None) -> tuple[float | int | None, ...]:
-        """The step's record, fields as in ``catalogue.RECORDS["step"]``; a new step begins."""
+    def take(self) -> tuple[float | int | None, ...]:
+        """The step's times, fields as in ``catalogue.RECORDS["timing"]``; a new step begins."""
         record = (
             self._span,
             self._wait,
@@ -89,8 +89,6 @@ class StepTimer:
             self._optimizer,
             self._monitor,
             self._passes,
-            samples,
-            tokens,
         )
         self._clear()
         return record

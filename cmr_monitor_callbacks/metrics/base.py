@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,11 +22,13 @@ from cmr_monitor_callbacks.catalogue import (
     statistics_of,
     timers_of,
 )
+from cmr_monitor_callbacks.events import durations
+from cmr_monitor_callbacks.folding import TIMER_ROWS, add_durations, add_event
 from cmr_monitor_callbacks.histogram import BUCKETS
 from cmr_monitor_callbacks.layers import LayerId, Layout, layer_tag
-from cmr_monitor_callbacks.metrics.folding import Array, Fold, fold
 from cmr_monitor_callbacks.packed import METRIC_ROW, ROW, TIMER_ROW, Packed, read
 
+Array = NDArray[np.float64]
 Values = float | int | Sequence[float | None] | NDArray[Any] | Tensor | None
 """One number, or one for each event; None or NaN is no data."""
 Layers = Hashable | Sequence[Hashable] | None
@@ -36,6 +38,13 @@ _STORE = {s.name: s.store for s in STATISTICS}
 
 def _later(old: Tensor, new: Tensor) -> Tensor:
     return torch.where(torch.isnan(new), old, new)
+
+
+_MERGE_STEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gauges": _later,
+    "lowest": torch.minimum,
+    "highest": torch.maximum,
+}
 
 
 def _sum_of_given(stacked: Tensor) -> Tensor:
@@ -49,8 +58,8 @@ class LayeredMetric(Metric):
 
     States (one column per layer, column 0 for events that belong to no layer):
         ``counts`` int64 and ``sums`` float64 of shape ``(statistics, 1 + layers)``, ``samples``
-        int64 of the same width, ``gauges`` and ``peaks`` float64 (NaN: no data), ``histograms``
-        int64 ``(timers, 514)``, ``lowest`` and ``highest`` float64 ``(timers,)``.
+        int64 of the same width, ``gauges`` float64 (NaN: no data), ``histograms`` int64
+        ``(timers, 514)``, ``lowest`` and ``highest`` float64 ``(timers,)``.
 
     Layers may be named at the start; an unknown one gets a column when it first comes. `reset`
     keeps the columns. Merging over steps (`merge_steps`: gauges take the later value) differs from
@@ -63,8 +72,7 @@ class LayeredMetric(Metric):
     higher_is_better = None
 
     component: ClassVar[str]
-    record: ClassVar[str]
-    """Kind of event folded, a key of ``catalogue.RECORDS``."""
+    """Whose statistics are kept, a key of ``catalogue.RECORDS``."""
     borrowed: ClassVar[tuple[str, ...]] = ()
     """Statistics of another component, kept only so that this class serves alone."""
     rank_reduction: ClassVar[str | None] = "sum"
@@ -73,7 +81,6 @@ class LayeredMetric(Metric):
     sums: Tensor
     samples: Tensor
     gauges: Tensor
-    peaks: Tensor
     histograms: Tensor
     lowest: Tensor
     highest: Tensor
@@ -93,13 +100,11 @@ class LayeredMetric(Metric):
         own = statistics_of(self.component)
         names = (*own, *self.borrowed)
         self._rows = {store: [n for n in names if _STORE[n] is store] for store in Store}
-        self._own_counts = [n for n in self._rows[Store.COUNT] if n in own]
         self._order = names
-        self._own = own
         self._timers = timers_of(self.component)
         width, reduction = self.layout.width, self.rank_reduction
         counts, sums = len(self._rows[Store.COUNT]), len(self._rows[Store.SUM])
-        gauges, peaks = len(self._rows[Store.GAUGE]), len(self._rows[Store.PEAK])
+        gauges = len(self._rows[Store.GAUGE])
         timers = len(self._timers)
 
         def zeros(*shape: int) -> Tensor:
@@ -112,31 +117,9 @@ class LayeredMetric(Metric):
         self.add_state("sums", filled(0.0, sums, width), dist_reduce_fx=reduction)
         self.add_state("samples", zeros(len(self._order), width), dist_reduce_fx=reduction)
         self.add_state("gauges", filled(math.nan, gauges, width), dist_reduce_fx=_sum_of_given)
-        self.add_state("peaks", filled(math.nan, peaks, width), dist_reduce_fx=_sum_of_given)
         self.add_state("histograms", zeros(timers, BUCKETS), dist_reduce_fx="sum")
         self.add_state("lowest", filled(math.inf, timers), dist_reduce_fx="min")
         self.add_state("highest", filled(-math.inf, timers), dist_reduce_fx="max")
-
-    # -- what a subclass says ---------------------------------------------------------------
-
-    @staticmethod
-    def columns(events: Array) -> Array:
-        """Statistics of each event.
-
-        Args:
-            events: shape ``(n, fields)``, fields as in ``catalogue.RECORDS[self.record]``.
-
-        Returns:
-            shape ``(n, statistics)``, in the order of the component's statistics.
-        """
-        raise NotImplementedError
-
-    @staticmethod
-    def timed(events: Array) -> Sequence[tuple[Array, Array | None]]:
-        """For each timer: seconds of each event (NaN: not timed) and how often each counts."""
-        return ()
-
-    # -- what every Metric does -------------------------------------------------------------
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -155,45 +138,43 @@ class LayeredMetric(Metric):
         missing = self.layout.width - self.counts.shape[-1]
         if missing <= 0:
             return
-        for name in ("counts", "sums", "samples", "gauges", "peaks"):
-            fill = math.nan if name in ("gauges", "peaks") else 0
+        for name in ("counts", "sums", "samples", "gauges"):
+            fill = math.nan if name == "gauges" else 0
             grown = torch.nn.functional.pad(getattr(self, name), (0, missing), value=fill)
             setattr(self, name, grown)
             self._defaults[name] = torch.nn.functional.pad(
                 self._defaults[name], (0, missing), value=fill
             )
 
-    def _add(self, folded: Fold) -> None:
-        """Add folded events to the states, on whatever device they are."""
-        device = self.counts.device
-
-        def here(array: NDArray[Any]) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-        c, own = len(self._own_counts), len(self._own)
-        self.counts[:c] += here(folded.counts.astype(np.int64))
-        self.sums += here(folded.sums)
-        self.samples[:own] += here(folded.samples.astype(np.int64))
-        self.gauges = _later(self.gauges, here(folded.gauges))
-        self.peaks = torch.fmax(self.peaks, here(folded.peaks))
-        if self._timers:
-            self.histograms += here(folded.histograms)
-            self.lowest = torch.minimum(self.lowest, here(folded.extremes[:, 0]))
-            self.highest = torch.maximum(self.highest, here(folded.extremes[:, 1]))
-
     def _update_events(self, layer: Layers, **fields: Values) -> None:
-        """Check and fold what a user gave, one event or many."""
-        several = isinstance(layer, (list, tuple, np.ndarray, range))
-        ids: Sequence[Any] = list(layer) if several else [layer]  # type: ignore[arg-type]
-        given = [_as_array(name, fields.get(name)) for name in RECORDS[self.record]]
-        n = max([len(ids), *(len(a) for a in given)])
-        for name, array in zip(("layer", *RECORDS[self.record]), (ids, *given), strict=True):
-            if len(array) not in (1, n):
-                raise ValueError(f"{name} has {len(array)} values, the others {n}")
+        """Check and add what a user gave, one event or many."""
+        names = RECORDS[self.component]
+        ids = _as_list(layer)
+        given = [_as_array(name, fields.get(name)).tolist() for name in names]
+        n = max([len(ids), *(len(values) for values in given)])
+        for name, values in zip(("layer", *names), (ids, *given), strict=True):
+            if len(values) not in (1, n):
+                raise ValueError(f"{name} has {len(values)} values, the others {n}")
         self.add_layers(i for i in ids if i is not None)
-        slots = np.array([self.layout.column(i) for i in ids], dtype=np.intp)
-        events = np.stack([np.broadcast_to(a, n) for a in given], axis=1)
-        self._add(fold(type(self), events, np.broadcast_to(slots, n), self.layout.width))
+        packed = Packed.empty(self.layout.width)
+        for event in range(n):
+            column = self.layout.column(ids[event if len(ids) > 1 else 0])
+            values = (one[event if len(one) > 1 else 0] for one in given)
+            checked = tuple(None if math.isnan(value) else value for value in values)
+            add_event(packed, self.component, column, checked)
+            found = durations(self.component, checked)
+            for timer, (seconds, times) in zip(TIMER_ROWS[self.component], found, strict=True):
+                if seconds is not None and times:
+                    add_durations(packed, [timer], [[seconds]], [[times]])
+        self._absorb(packed)
+
+    def _absorb(self, packed: Packed) -> None:
+        """Add a later stretch of steps, packed with these layers."""
+        later = type(self).from_packed(packed, self.layers)
+        for name in self._defaults:
+            state = getattr(later, name).to(self.counts.device)
+            mine = getattr(self, name)
+            setattr(self, name, _MERGE_STEPS.get(name, torch.add)(mine, state))
 
     def packed(self) -> Packed:
         """What was folded so far, as `Packed`, on the host."""
@@ -229,8 +210,8 @@ class LayeredMetric(Metric):
         metric._update_count = 1
         return metric
 
-    def _state_blocks(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.counts, self.sums, self.gauges, self.peaks
+    def _state_blocks(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.counts, self.sums, self.gauges
 
     def compute(self) -> dict[str, Tensor]:
         """Every metric of this class.
@@ -239,7 +220,7 @@ class LayeredMetric(Metric):
             0-d float64 tensors by name; ``name/layer_04`` for a layer; NaN is no data.
         """
         packed = self.packed()
-        table = read(packed, packed.samples)
+        table = read(packed, packed)
         out: dict[str, Tensor] = {}
         for metric in METRICS:
             if not self._reads(metric.numerator, metric.denominator):
@@ -296,13 +277,15 @@ class LayeredMetric(Metric):
         for name in ("counts", "sums", "samples"):
             getattr(self, name)[:, columns] += getattr(other, name)
         self.gauges[:, columns] = gauges(self.gauges[:, columns], other.gauges)
-        peaks = torch.fmax if gauges is _later else gauges
-        self.peaks[:, columns] = peaks(self.peaks[:, columns], other.peaks)
         self.histograms += other.histograms
         self.lowest = torch.minimum(self.lowest, other.lowest)
         self.highest = torch.maximum(self.highest, other.highest)
         self._update_count += other._update_count
         self._computed = None
+
+
+def _as_list(layer: Layers) -> list[Any]:
+    return list(layer) if isinstance(layer, (list, tuple, np.ndarray, range)) else [layer]
 
 
 def _as_array(name: str, value: Values) -> Array:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values
-from cmr_monitor_callbacks.metrics.folding import Array
+from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values, _as_list
 
 
 class BufferMetric(LayeredMetric):
@@ -26,7 +24,6 @@ class BufferMetric(LayeredMetric):
     """
 
     component = "buffer"
-    record = "buffer"
     borrowed = ("states_stored",)
 
     def update(
@@ -70,16 +67,10 @@ class BufferMetric(LayeredMetric):
             self._add_stored(layer, stored)
 
     def _add_stored(self, layer: Layers, stored: Values) -> None:
-        ids = list(layer) if isinstance(layer, (list, tuple, np.ndarray, range)) else [layer]
+        ids = _as_list(layer)
         given = torch.as_tensor(stored, dtype=torch.float64).cpu().reshape(-1).expand(len(ids))
         row = self.statistics.index("states_stored")
         for layer_id, value in zip(ids, given.tolist(), strict=True):
             slot = self.layout.column(layer_id)
             self.counts[-1, slot] += int(value)  # the one borrowed row, after the own ones
             self.samples[row, slot] += 1
-
-    @staticmethod
-    def columns(events: Array) -> Array:
-        """See `LayeredMetric.columns`."""
-        entries, capacity, nbytes, evicted, cleared, loaded = events.T
-        return np.stack((evicted, cleared, loaded, entries, capacity, nbytes, entries), axis=1)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values
-from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class CaptureMetric(LayeredMetric):
@@ -24,7 +19,6 @@ class CaptureMetric(LayeredMetric):
     """
 
     component = "capture"
-    record = "capture"
 
     def update(
         self,
@@ -56,15 +50,3 @@ class CaptureMetric(LayeredMetric):
             seconds=seconds,
             considered=considered,
         )
-
-    @staticmethod
-    def columns(events: Array) -> Array:
-        """See `LayeredMetric.columns`."""
-        attempted, captured, stored, seconds, considered = events.T
-        calls = np.ones(len(events))
-        return np.stack((attempted, captured, stored, considered, calls, seconds), axis=1)
-
-    @staticmethod
-    def timed(events: Array) -> Sequence[tuple[Array, Array | None]]:
-        """See `LayeredMetric.timed`."""
-        return [(events[:, 3], None)]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values
-from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class ErrorMetric(LayeredMetric):
@@ -19,7 +16,6 @@ class ErrorMetric(LayeredMetric):
     """
 
     component = "errors"
-    record = "error"
 
     def update(
         self,
@@ -40,9 +36,3 @@ class ErrorMetric(LayeredMetric):
             ValueError: a value is negative or infinite.
         """
         self._update_events(layer, errors=errors, operations=operations, nonfinite=nonfinite)
-
-    @staticmethod
-    def columns(events: Array) -> Array:
-        """See `LayeredMetric.columns`."""
-        errors, operations, nonfinite = events.T
-        return np.stack((errors, operations, nonfinite), axis=1)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from cmr_monitor_callbacks.metrics.base import LayeredMetric, Values
-from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class LatencyMetric(LayeredMetric):
@@ -22,7 +17,6 @@ class LatencyMetric(LayeredMetric):
     """
 
     component = "timing"
-    record = "step"
 
     def update(
         self,
@@ -58,27 +52,3 @@ class LatencyMetric(LayeredMetric):
             monitor=monitor,
             passes=passes,
         )
-
-    @staticmethod
-    def columns(events: Array) -> Array:
-        """See `LayeredMetric.columns`."""
-        step, data_wait, forward, backward, optimizer, monitor, passes = events.T[:7]
-        # only passes that were timed may stand below the line
-        timed = np.where(np.isnan(forward), np.nan, passes)
-        return np.stack(
-            (passes, timed, step, data_wait, forward, backward, optimizer, monitor), axis=1
-        )
-
-    @staticmethod
-    def timed(events: Array) -> Sequence[tuple[Array, Array | None]]:
-        """See `LayeredMetric.timed`."""
-        step, data_wait, forward, backward, optimizer = events.T[:5]
-        passes = events[:, 6]
-        per_pass = forward / np.maximum(passes, 1.0)
-        return [
-            (step, None),
-            (data_wait, None),
-            (per_pass, np.nan_to_num(passes)),
-            (backward, None),
-            (optimizer, None),
-        ]

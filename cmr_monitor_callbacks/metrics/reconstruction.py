@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values
-from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class ReconstructionMetric(LayeredMetric):
@@ -24,7 +19,6 @@ class ReconstructionMetric(LayeredMetric):
     """
 
     component = "reconstruction"
-    record = "reconstruction"
 
     def update(
         self,
@@ -45,16 +39,3 @@ class ReconstructionMetric(LayeredMetric):
             ValueError: a value is negative or infinite, or quality is over 1.
         """
         self._update_events(layer, memories_used=memories_used, quality=quality, seconds=seconds)
-
-    @staticmethod
-    def columns(events: Array) -> Array:
-        """See `LayeredMetric.columns`."""
-        used, quality, seconds = events.T
-        calls = np.ones(len(events))
-        with_memory = np.where(np.isnan(used), np.nan, used > 0)
-        return np.stack((calls, with_memory, used, quality, seconds), axis=1)
-
-    @staticmethod
-    def timed(events: Array) -> Sequence[tuple[Array, Array | None]]:
-        """See `LayeredMetric.timed`."""
-        return [(events[:, 2], None)]

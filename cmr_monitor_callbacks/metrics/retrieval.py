@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values
-from cmr_monitor_callbacks.metrics.folding import Array
 
 
 class RetrievalMetric(LayeredMetric):
@@ -21,7 +16,6 @@ class RetrievalMetric(LayeredMetric):
     """
 
     component = "retrieval"
-    record = "retrieval"
 
     def update(
         self,
@@ -53,21 +47,3 @@ class RetrievalMetric(LayeredMetric):
             seconds=seconds,
             quality=quality,
         )
-
-    @staticmethod
-    def columns(events: Array) -> Array:
-        """See `LayeredMetric.columns`."""
-        requested, returned, hits, seconds, quality = events.T
-        with_cache = np.where(np.isnan(hits), np.nan, requested)
-        # a call without an operation has a duration, but none per operation
-        seconds = np.where(requested > 0, seconds, np.nan)
-        timed = np.where(np.isnan(seconds), np.nan, requested)
-        return np.stack(
-            (requested, returned, hits, with_cache, timed, seconds, quality), axis=1
-        )
-
-    @staticmethod
-    def timed(events: Array) -> Sequence[tuple[Array, Array | None]]:
-        """Seconds per operation, weighted by operations."""
-        requested, seconds = events[:, 0], events[:, 3]
-        return [(seconds / np.maximum(requested, 1.0), np.nan_to_num(requested))]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cmr_monitor_callbacks.metrics.base import LayeredMetric, Values
-from cmr_monitor_callbacks.metrics.folding import Array
 
 _RATES = {"throughput": ("samples", "sample_seconds"), "tokens_per_second": ("tokens", "token_seconds")}
 
@@ -27,7 +25,6 @@ class ThroughputMetric(LayeredMetric):
     """
 
     component = "throughput"
-    record = "step"
     rank_reduction = None  # states of all ranks are kept apart: rates add, times do not
 
     def update(
@@ -50,21 +47,6 @@ class ThroughputMetric(LayeredMetric):
         """
         self._update_events(None, samples=samples, tokens=tokens, step=step, data_wait=data_wait)
 
-    @staticmethod
-    def columns(events: Array) -> Array:
-        """See `LayeredMetric.columns`."""
-        step, data_wait = events[:, 0], events[:, 1]
-        samples, tokens = events[:, 7], events[:, 8]
-        wall = step + np.nan_to_num(data_wait)
-        return np.stack(
-            (
-                np.where(np.isnan(wall), np.nan, samples),
-                np.where(np.isnan(wall), np.nan, tokens),
-                np.where(np.isnan(samples), np.nan, wall),
-                np.where(np.isnan(tokens), np.nan, wall),
-            ),
-            axis=1,
-        )
 
     def compute(self) -> dict[str, Tensor]:
         """See `LayeredMetric.compute`; after a sync, rates are sums of the ranks' rates."""

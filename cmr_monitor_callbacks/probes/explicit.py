@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from cmr_monitor_callbacks.catalogue import GAUGE_FIELDS, RECORDS
-from cmr_monitor_callbacks.recording.cells import CellRow, Number, host_fields
+from cmr_monitor_callbacks.events import Number
+from cmr_monitor_callbacks.recording.cells import CellRow, host_fields
 
 _compiling = torch.compiler.is_dynamo_compiling if hasattr(
     torch.compiler, "is_dynamo_compiling"
 ) else torch.compiler.is_compiling
 # -1 outside of a backward: inside, a forward is the recompute of activation checkpointing (62 ns)
 _graph_task = torch._C._current_graph_task_id
-_HOST: Final = frozenset((int, float, type(None)))
-
-Sink = Callable[[Any], None]
+_INFINITE: Final = float("inf")
+_NO_DATA: Final = float("nan")
 
 
 class ProbeLink(Protocol):
     """What a monitor gives to a probe that it attaches."""
 
-    slot: int
+    def tally(self, kind: str) -> Any:
+        """The running sums of a kind; None where that component is switched off."""
+        ...
 
-    def sink(self, kind: str) -> Sink | None:
-        """Where events of a kind go; None where that component is switched off."""
+    def add_any(self, kind: str, fields: tuple[Any, ...]) -> None:
+        """Check an event value by value and add it."""
         ...
 
     def cells(self, kind: str, device: torch.device) -> CellRow:
@@ -113,7 +115,6 @@ class CMRProbe:
         "_link",
         "_reconstruction",
         "_retrieval",
-        "_slot",
         "_timer",
         "layer",
     )
@@ -151,17 +152,28 @@ class CMRProbe:
         if _compiling():
             self._add_compiled("capture", (attempted, captured, stored, seconds, considered))
             return
-        extend = self._capture
-        if extend is None or _graph_task() != -1:
+        tally = self._capture
+        if tally is None or _graph_task() != -1:
             return
         if (
             type(attempted) is int
             and type(captured) is int
             and type(stored) is int
-            and type(seconds) in _HOST
-            and type(considered) in _HOST
+            and attempted >= captured >= stored >= 0
+            and (considered is None or (type(considered) is int and considered >= 0))
+            and (seconds is None or (type(seconds) is float and 0.0 <= seconds < _INFINITE))
         ):
-            extend((self._slot, attempted, captured, stored, seconds, considered))
+            tally.n += 1
+            tally.attempted += attempted
+            tally.captured += captured
+            tally.stored += stored
+            if considered is not None:
+                tally.considered += considered
+                tally.considered_n += 1
+            if seconds is not None:
+                tally.seconds += seconds
+                tally.timed += 1
+                tally.times.append(seconds)
         else:
             self._add_any("capture", (attempted, captured, stored, seconds, considered))
 
@@ -178,11 +190,26 @@ class CMRProbe:
         if _compiling():
             self._add_compiled("reconstruction", (memories_used, quality, seconds))
             return
-        extend = self._reconstruction
-        if extend is None or _graph_task() != -1:
+        tally = self._reconstruction
+        if tally is None or _graph_task() != -1:
             return
-        if type(memories_used) in _HOST and type(quality) in _HOST and type(seconds) in _HOST:
-            extend((self._slot, memories_used, quality, seconds))
+        if (
+            type(memories_used) is int
+            and memories_used >= 0
+            and (quality is None or (type(quality) is float and 0.0 <= quality <= 1.0))
+            and (seconds is None or (type(seconds) is float and 0.0 <= seconds < _INFINITE))
+        ):
+            tally.n += 1
+            if memories_used:
+                tally.with_memory += 1
+                tally.used += memories_used
+            if quality is not None:
+                tally.quality += quality
+                tally.quality_n += 1
+            if seconds is not None:
+                tally.seconds += seconds
+                tally.timed += 1
+                tally.times.append(seconds)
         else:
             self._add_any("reconstruction", (memories_used, quality, seconds))
 
@@ -206,17 +233,33 @@ class CMRProbe:
         if _compiling():
             self._add_compiled("retrieval", (requested, returned, hits, seconds, quality))
             return
-        extend = self._retrieval
-        if extend is None or _graph_task() != -1:
+        tally = self._retrieval
+        if tally is None or _graph_task() != -1:
             return
         if (
             type(requested) is int
             and type(returned) is int
-            and type(hits) in _HOST
-            and type(seconds) in _HOST
-            and type(quality) in _HOST
+            and requested > 0
+            and returned >= 0
+            and (hits is None or (type(hits) is int and hits >= 0))
+            and (seconds is None or (type(seconds) is float and 0.0 <= seconds < _INFINITE))
+            and (quality is None or (type(quality) is float and 0.0 <= quality <= 1.0))
         ):
-            extend((self._slot, requested, returned, hits, seconds, quality))
+            tally.n += 1
+            tally.requested += requested
+            tally.returned += returned
+            if hits is not None:
+                tally.hits += hits
+                tally.with_cache += requested
+                tally.hits_n += 1
+            if quality is not None:
+                tally.quality += quality
+                tally.quality_n += 1
+            if seconds is not None:
+                tally.seconds += seconds
+                tally.timed += requested
+                tally.timed_n += 1
+                tally.times += (seconds / requested, requested)
         else:
             self._add_any("retrieval", (requested, returned, hits, seconds, quality))
 
@@ -243,18 +286,32 @@ class CMRProbe:
         if _compiling():
             self._add_compiled("buffer", (entries, capacity, nbytes, evicted, cleared, loaded))
             return
-        extend = self._buffer
-        if extend is None or _graph_task() != -1:
+        tally = self._buffer
+        if tally is None or _graph_task() != -1:
             return
         if (
             type(entries) is int
+            and type(capacity) is int
             and type(evicted) is int
             and type(cleared) is int
             and type(loaded) is int
-            and type(capacity) in _HOST
-            and type(nbytes) in _HOST
+            and (nbytes is None or type(nbytes) is int)
+            and entries >= 0 <= capacity
+            and evicted >= 0 <= cleared
+            and loaded >= 0
+            and (nbytes is None or nbytes >= 0)
         ):
-            extend((self._slot, entries, capacity, nbytes, evicted, cleared, loaded))
+            tally.n += 1
+            tally.seen += entries
+            tally.entries = entries
+            tally.capacity = capacity
+            tally.nbytes = _NO_DATA if nbytes is None else nbytes
+            if evicted:
+                tally.evicted += evicted
+            if cleared:
+                tally.cleared += cleared
+            if loaded:
+                tally.loaded += loaded
         else:
             self._add_any("buffer", (entries, capacity, nbytes, evicted, cleared, loaded))
 
@@ -281,11 +338,10 @@ class CMRProbe:
     def attach(self, link: ProbeLink) -> None:
         """Start to record through a link."""
         self._link = link
-        self._slot = link.slot
-        self._capture = link.sink("capture")
-        self._reconstruction = link.sink("reconstruction")
-        self._retrieval = link.sink("retrieval")
-        self._buffer = link.sink("buffer")
+        self._capture = link.tally("capture")
+        self._reconstruction = link.tally("reconstruction")
+        self._retrieval = link.tally("retrieval")
+        self._buffer = link.tally("buffer")
         self._timer = ProbeTimer()
 
     def place(self, kind: str, row: CellRow) -> None:
@@ -301,11 +357,10 @@ class CMRProbe:
 
     def _release(self) -> None:
         self._link: ProbeLink | None = None
-        self._slot = 0
-        self._capture: Sink | None = None
-        self._reconstruction: Sink | None = None
-        self._retrieval: Sink | None = None
-        self._buffer: Sink | None = None
+        self._capture: Any = None
+        self._reconstruction: Any = None
+        self._retrieval: Any = None
+        self._buffer: Any = None
         self._cells: dict[str, CellRow] | None = None
         self._timer: ProbeTimer | _IdleTimer = _IDLE
 
@@ -315,16 +370,15 @@ class CMRProbe:
             cells[kind].add_compiled(fields)
 
     def _add_any(self, kind: str, fields: tuple[Any, ...]) -> None:
-        """Tensors to the device's row, the rest to the host's list."""
+        """Tensors to the device's row, the rest to be checked and kept on the host."""
         link = self._link
-        sink = None if link is None else link.sink(kind)
-        if link is None or sink is None:
+        if link is None:
             return
         devices = {value.device for value in fields if isinstance(value, Tensor)}
         for device in devices:
             there = [None if _elsewhere(value, device) else value for value in fields]
             link.cells(kind, device).add(there)
-        sink((self._slot, *host_fields(fields, GAUGE_FIELDS, RECORDS[kind])))
+        link.add_any(kind, host_fields(fields, GAUGE_FIELDS, RECORDS[kind]))
 
 
 def _elsewhere(value: Any, device: torch.device) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,9 +51,13 @@ class Link:
         """Kinds of event that are collected, of those that a device can count."""
         return [kind for kind in KINDS if kind in self._kinds]
 
-    def sink(self, kind: str) -> Callable[[Any], None] | None:
-        """See `ProbeLink.sink`."""
-        return self._recorder.sink(kind) if kind in self._kinds else None
+    def tally(self, kind: str) -> Any:
+        """See `ProbeLink.tally`."""
+        return self._recorder.tally(kind, self.slot) if kind in self._kinds else None
+
+    def add_any(self, kind: str, fields: Sequence[Any]) -> None:
+        """See `ProbeLink.add_any`."""
+        self._recorder.add_any(kind, self.slot, fields)
 
     def cells(self, kind: str, device: torch.device) -> CellRow:
         """See `ProbeLink.cells`; a row that is not there is made."""
@@ -74,6 +78,6 @@ class Link:
 
     def error(self, exc: BaseException) -> None:
         """See `ProbeLink.error`."""
-        if "error" in self._kinds:
-            self._recorder.sink("error")((self.slot, 1, None, None))
+        if "errors" in self._kinds:
+            self._recorder.add_any("errors", self.slot, (1, None, None))
             self._on_error(self, exc)

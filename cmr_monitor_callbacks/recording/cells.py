@@ -13,82 +13,28 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cmr_monitor_callbacks.catalogue import STATISTICS, Store
+from cmr_monitor_callbacks.catalogue import Store
+from cmr_monitor_callbacks.events import STATISTICS_OF, Number
+from cmr_monitor_callbacks.folding import FIRST_ROW, STORES
 from cmr_monitor_callbacks.packed import ROW, Packed
 
-Number = float | int | Tensor | None
-
 KINDS: Final = ("capture", "reconstruction", "buffer", "retrieval")
-
-_ORDER: Final[dict[str, tuple[Store, ...]]] = {
-    kind: tuple(
-        s.store for store in Store for s in STATISTICS if s.component == kind and s.store is store
-    )
-    for kind in KINDS
-}
-_FIRST_ROW: Final = {
-    kind: min(ROW[s.name] for s in STATISTICS if s.component == kind) for kind in KINDS
-}
+"""Components whose numbers may be tensors."""
+WIDTH: Final = max(len(STORES[kind]) for kind in KINDS)
 _NONFINITE: Final = ROW["nonfinite_count"]
-WIDTH: Final = max(len(order) for order in _ORDER.values())
-
-
-def capture_statistics(
-    attempted: Number, captured: Number, stored: Number, seconds: Number, considered: Number
-) -> tuple[Number, ...]:
-    """Statistics of one capture event, in the order of `CaptureMetric`."""
-    return attempted, captured, stored, considered, 1, seconds
-
-
-def reconstruction_statistics(
-    memories_used: Number, quality: Number, seconds: Number
-) -> tuple[Number, ...]:
-    """Statistics of one reconstruction event, in the order of `ReconstructionMetric`."""
-    used = None if memories_used is None else memories_used > 0
-    return 1, used, memories_used, quality, seconds
-
-
-def buffer_statistics(
-    entries: Number,
-    capacity: Number,
-    nbytes: Number,
-    evicted: Number,
-    cleared: Number,
-    loaded: Number,
-) -> tuple[Number, ...]:
-    """Statistics of one look at the buffer, in the order of `BufferMetric`."""
-    return evicted, cleared, loaded, entries, capacity, nbytes, entries
-
-
-def retrieval_statistics(
-    requested: Number, returned: Number, hits: Number, seconds: Number, quality: Number
-) -> tuple[Number, ...]:
-    """Statistics of one retrieval event, in the order of `RetrievalMetric`."""
-    with_cache = None if hits is None else requested
-    timed = None if seconds is None else requested
-    return requested, returned, hits, with_cache, timed, seconds, quality
-
-
-_STATISTICS: Final[dict[str, Callable[..., tuple[Number, ...]]]] = {
-    "capture": capture_statistics,
-    "reconstruction": reconstruction_statistics,
-    "buffer": buffer_statistics,
-    "retrieval": retrieval_statistics,
-}
 
 
 def _mask(kind: str, device: torch.device, *stores: Store) -> Tensor:
     """Which statistics of a kind are kept in one of these ways; shape ``(WIDTH,)``, bool."""
-    flags = [store in stores for store in _ORDER[kind]]
+    flags = [store in stores for store in STORES[kind]]
     flags += [False] * (WIDTH - len(flags))
     return torch.tensor(flags, device=device)
 
@@ -101,16 +47,15 @@ class CellRow:
             number of values that were not finite.
     """
 
-    __slots__ = ("adding", "cells", "gate", "kind", "order", "peaks", "used")
+    __slots__ = ("adding", "cells", "gate", "kind", "order", "used")
 
     def __init__(self, kind: str, cells: Tensor, gate: Tensor, used: Event) -> None:
         self.kind = kind
         self.used = used
         self.cells = cells
         self.gate = gate
-        self.order = _ORDER[kind]
+        self.order = STORES[kind]
         self.adding = _mask(kind, cells.device, Store.COUNT, Store.SUM)
-        self.peaks = _mask(kind, cells.device, Store.PEAK)
 
     def add(self, fields: Sequence[Number]) -> None:
         """Add the tensors among an event's fields, outside of compiled code.
@@ -120,7 +65,7 @@ class CellRow:
         """
         self.used.set()
         with torch.no_grad():
-            for row, value in enumerate(_STATISTICS[self.kind](*fields)):
+            for row, value in enumerate(STATISTICS_OF[self.kind](*fields)):
                 if isinstance(value, Tensor):
                     self._add_one(row, value.detach(), self.order[row])
 
@@ -128,31 +73,27 @@ class CellRow:
         if value.is_floating_point():
             finite = torch.isfinite(value)
             self.cells[2, row].add_(~finite)
-            if store in (Store.COUNT, Store.SUM):
+            if store is not Store.GAUGE:
                 self.cells[1, row].sub_((~finite).to(torch.float64))
             value = torch.where(finite, value.double(), self._neutral(row, store))
-        if store in (Store.COUNT, Store.SUM):
-            self.cells[0, row].add_(value)
-        elif store is Store.PEAK:
-            torch.fmax(self.cells[0, row], value.double(), out=self.cells[0, row])
-        else:
+        if store is Store.GAUGE:
             self.cells[0, row].copy_(value)
+        else:
+            self.cells[0, row].add_(value)
 
     def _neutral(self, row: int, store: Store) -> Any:
-        return 0.0 if store in (Store.COUNT, Store.SUM) else self.cells[0, row]
+        return self.cells[0, row] if store is Store.GAUGE else 0.0
 
     def add_compiled(self, fields: Sequence[Number]) -> None:
         """Add a whole event inside compiled code: one fused in-place write, no graph break."""
         old, count, bad = self.cells
         live = self.gate > 0
-        statistics = _STATISTICS[self.kind](*fields)
+        statistics = STATISTICS_OF[self.kind](*fields)
         padded = (*statistics, *[None] * (WIDTH - len(statistics)))
         new = torch.stack([self._scalar(value) for value in padded])
         finite = torch.isfinite(new)
         ok = finite & live
-        merged = torch.where(
-            self.adding, old + new, torch.where(self.peaks, torch.fmax(old, new), new)
-        )
+        merged = torch.where(self.adding, old + new, new)
         # -inf stands for "not given", which is neither a sample nor a bad one
         rejected = live & ~finite & (new != -math.inf)
         self.cells.copy_(torch.stack((torch.where(ok, merged, old), count + ok, bad + rejected)))
@@ -200,13 +141,11 @@ class CellRead:
         if self.event is not None:
             self.event.synchronize()
         for (kind, slot), cells in zip(self.rows, self.host.numpy(), strict=True):
-            for row, store in enumerate(_ORDER[kind]):
-                value, at = cells[0, row], _FIRST_ROW[kind] + row
+            for row, store in enumerate(STORES[kind]):
+                value, at = cells[0, row], FIRST_ROW[kind] + row
                 packed.samples[at, slot] += cells[1, row]
-                if store in (Store.COUNT, Store.SUM):
+                if store is not Store.GAUGE:
                     packed.values[at, slot] += value
-                elif store is Store.PEAK:
-                    packed.values[at, slot] = np.fmax(packed.values[at, slot], value)
                 elif not math.isnan(value):
                     packed.values[at, slot] = value
             rejected = cells[2].sum()
@@ -223,8 +162,8 @@ class _Block:
         self.packed = torch.zeros(len(rows), 3, WIDTH, dtype=torch.float64, device=device)
         self.start = torch.zeros_like(self.packed)
         for i, (kind, _) in enumerate(rows):
-            for k, store in enumerate(_ORDER[kind]):
-                if store in (Store.GAUGE, Store.PEAK):
+            for k, store in enumerate(STORES[kind]):
+                if store is Store.GAUGE:
                     self.start[i, 0, k] = math.nan
         self.packed.copy_(self.start)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import RECORDS
+from cmr_monitor_callbacks.folding import TIMER_ROWS
 from cmr_monitor_callbacks.layers import Layout
-from cmr_monitor_callbacks.packed import Packed, read
-from cmr_monitor_callbacks.recording.cells import CellRead, DeviceCells
-from cmr_monitor_callbacks.recording.recorder import Batch, InvalidSample, Recorder
+from cmr_monitor_callbacks.packed import ROW, Packed, read, read_counters
+from cmr_monitor_callbacks.recording.cells import DeviceCells
+from cmr_monitor_callbacks.recording.recorder import InvalidSample, Recorder
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
 
+_WATCHED = [ROW["error_count"], ROW["nonfinite_count"]]
 OnInvalid = Callable[[InvalidSample], None]
 
 
@@ -24,14 +26,16 @@ class Reading:
     """What a finished window says.
 
     Attributes:
-        run: shape ``(metrics, width)``: every metric since the start of the stage.
         window: shape ``(metrics, width)``: every metric of the window.
+        counters: shape ``(counters, width)``: counters since the start of the stage.
         statistics: the window's packed statistics.
+        run: packed statistics since the start of the stage; a copy.
     """
 
-    run: NDArray[np.float64]
     window: NDArray[np.float64]
+    counters: NDArray[np.float64]
     statistics: Packed
+    run: Packed
 
 
 class Ledger:
@@ -47,8 +51,16 @@ class Ledger:
         self.recorder = Recorder()
         self.cells = DeviceCells()
         self.stage = "train"
-        self._keep_times = keep_times
         self._on_invalid = on_invalid
+        self.recent_times: dict[str, deque[float]] = {
+            "capture_times": deque(maxlen=keep_times),
+            "reconstruction_times": deque(maxlen=keep_times),
+        }
+        """The last raw durations, in seconds."""
+        self._keep = {
+            TIMER_ROWS["capture"][0]: self.recent_times["capture_times"],
+            TIMER_ROWS["reconstruction"][0]: self.recent_times["reconstruction_times"],
+        }
         self.clear()
 
     def clear(self) -> None:
@@ -60,8 +72,9 @@ class Ledger:
         self.invalid_samples = 0
         self.dirty = False
         """Whether the window in hand has anything in it."""
-        self._held = Packed.empty(self.layout.width)
-        self._train = StageStatistics(self.layout, self._keep_times)
+        for times in self.recent_times.values():
+            times.clear()
+        self._train = StageStatistics(self.layout)
         self._other = self._train
 
     @property
@@ -79,19 +92,25 @@ class Ledger:
         self.fold()
         self.stage = stage
         if stage != "train":
-            self._other = StageStatistics(self.layout, self._keep_times)
+            self._other = StageStatistics(self.layout)
 
     def fold(self) -> None:
-        """Move what was recorded into the current stage's metrics; starts reading the devices."""
-        batches = {kind: b for kind in RECORDS if (b := self.recorder.drain(kind)) is not None}
+        """Move what was recorded into the current stage; starts reading the devices."""
+        keep = self._keep if self.stage == "train" else {}
+        packed, events = self.recorder.drain(self.layout.width, keep)
         reads = self.cells.read()
-        if not batches and not reads:
+        if not events and not reads:
             return
-        events = sum(len(batch.slots) for batch in batches.values())
         self.events += events
         self.dirty = self.dirty or events > 0
-        self._add_errors(batches, reads)
-        self.current.fold(batches, reads)
+        # where a source is live and nothing went wrong, 0 is a number
+        packed.samples[_WATCHED] += 1
+        for sample in self.recorder.invalid:
+            self.invalid_samples += 1
+            packed.values[ROW["nonfinite_count"], sample.column] += sample.nonfinite
+            self._on_invalid(sample)
+        self.recorder.invalid.clear()
+        self.current.fold(packed, reads)
 
     def close(self, step: int, time: float) -> ClosedWindow:
         """End the current stage's window."""
@@ -102,12 +121,13 @@ class Ledger:
     def finish(self, closed: ClosedWindow, stage: StageStatistics) -> Reading:
         """Add a closed window to its stage and read both."""
         window = stage.finish(closed)
-        self._held.take_gauges(window)
-        stage.run.take_gauges(self._held)
-        window.take_gauges(self._held)
         window.widen(stage.run.width)
-        seen = stage.run.samples
-        return Reading(read(stage.run, seen), read(window, seen), window)
+        if stage is not self._train:
+            stage.run.take_gauges(self._train.run)
+        stage.run.take_gauges(window)
+        window.take_gauges(stage.run)
+        run = stage.run.copy()
+        return Reading(read(window, run), read_counters(run), window, run)
 
     def state(self) -> dict[str, Any]:
         """Plain data: layers, the training run, and the window begun."""
@@ -125,23 +145,6 @@ class Ledger:
         self.clear()
         columns = [0, *(self.layout.column(layer) for layer in state["layers"])]
         self._train.load(state, columns, self.layout.width)
-        self._held.take_gauges(self._train.run)
         self.events = state["events"]
         self.invalid_samples = state["invalid_samples"]
         self.dirty = True
-
-    def _add_errors(self, batches: dict[str, Batch], reads: list[CellRead]) -> None:
-        """Count rejected samples by layer; where nothing went wrong, 0 is a number too."""
-        nonfinite = np.zeros(self.layout.width)
-        for batch in batches.values():
-            for sample in batch.invalid:
-                self.invalid_samples += 1
-                nonfinite[sample.slot] += sample.nonfinite
-                self._on_invalid(sample)
-        events = np.stack((np.zeros_like(nonfinite), np.full_like(nonfinite, np.nan), nonfinite), 1)
-        slots = np.arange(self.layout.width)
-        reported = batches.get("error")
-        if reported is not None:
-            events = np.concatenate((events, reported.events))
-            slots = np.concatenate((slots, reported.slots))
-        batches["error"] = Batch(events, slots)

@@ -1,22 +1,215 @@
-"""The recorder: a flat Python list for each kind of event, checked and turned into arrays once per
-window.
+"""The recorder: running sums for each layer, filled by probes, emptied at the end of a window.
 
-Recording is one call of ``list.extend`` with ``(slot, *fields)``; everything else waits. That call
-is atomic under the interpreter lock, so probes may be called from several threads.
+A probe call adds a few Python numbers to the slots of a *tally* and appends durations to a flat list:
+no object is made for an event, nothing grows with the number of events but the durations, and the
+end of a window costs the same however many events it held. What is not a plain Python number in
+range takes the slow way, `Recorder.add_any`, which checks each value.
+
+The adds of one call are straight-line code, so that under the interpreter lock (3.11 and later) no
+other thread comes between them; one probe is to be called from one thread at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, UNIT_INTERVAL
+from cmr_monitor_callbacks import events
+from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, STATISTICS, UNIT_INTERVAL
+from cmr_monitor_callbacks.folding import (
+    FIRST_ROW,
+    TIMER_ROWS,
+    add_durations,
+    add_event,
+    check,
+)
+from cmr_monitor_callbacks.packed import Packed
+
+NO_DATA: Final = math.nan
+
+
+class CaptureTally:
+    """Running sums of one layer's captures; ``n`` calls in the fast way."""
+
+    __slots__ = (
+        "attempted",
+        "captured",
+        "considered",
+        "considered_n",
+        "n",
+        "seconds",
+        "stored",
+        "timed",
+        "times",
+    )
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = times
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to nothing."""
+        self.n = self.attempted = self.captured = self.stored = 0
+        self.considered = self.considered_n = self.timed = 0
+        self.seconds = 0.0
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Values and number of samples, in the order of the component's statistics."""
+        n = self.n
+        return (
+            (self.attempted, self.captured, self.stored, self.considered, n, self.seconds),
+            (n, n, n, self.considered_n, n, self.timed),
+        )
+
+
+class ReconstructionTally:
+    """Running sums of one layer's reconstructions."""
+
+    __slots__ = ("n", "quality", "quality_n", "seconds", "timed", "times", "used", "with_memory")
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = times
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to nothing."""
+        self.n = self.with_memory = self.used = self.quality_n = self.timed = 0
+        self.quality = self.seconds = 0.0
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Values and number of samples, in the order of the component's statistics."""
+        n = self.n
+        return (
+            (n, self.with_memory, self.used, self.quality, self.seconds),
+            (n, n, n, self.quality_n, self.timed),
+        )
+
+
+class BufferTally:
+    """One layer's buffer: what left and entered it, and what holds now."""
+
+    __slots__ = ("capacity", "cleared", "entries", "evicted", "loaded", "n", "nbytes", "seen")
+
+    def __init__(self, times: list[float]) -> None:
+        self.entries: float = NO_DATA
+        self.capacity: float = NO_DATA
+        self.nbytes: float = NO_DATA
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to nothing; what holds now goes on holding."""
+        self.n = self.evicted = self.cleared = self.loaded = self.seen = 0
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Values and number of samples, in the order of the component's statistics."""
+        n = self.n
+        gauges = (self.entries, self.capacity, self.nbytes)
+        return (
+            (self.evicted, self.cleared, self.loaded, self.seen, *gauges),
+            (n, n, n, n, n, n, n),
+        )
+
+
+class RetrievalTally:
+    """Running sums of one layer's retrievals; ``times`` holds pairs of seconds and operations."""
+
+    __slots__ = (
+        "hits",
+        "hits_n",
+        "n",
+        "quality",
+        "quality_n",
+        "requested",
+        "returned",
+        "seconds",
+        "timed",
+        "timed_n",
+        "times",
+        "with_cache",
+    )
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = times
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to nothing."""
+        self.n = self.requested = self.returned = self.hits = self.hits_n = self.with_cache = 0
+        self.timed = self.timed_n = self.quality_n = 0
+        self.quality = self.seconds = 0.0
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Values and number of samples, in the order of the component's statistics."""
+        n, hits_n, timed_n = self.n, self.hits_n, self.timed_n
+        return (
+            (
+                self.requested,
+                self.returned,
+                self.hits,
+                self.with_cache,
+                self.timed,
+                self.seconds,
+                self.quality,
+            ),
+            (n, n, hits_n, hits_n, timed_n, timed_n, self.quality_n),
+        )
+
+
+class StepTally:
+    """Times and amounts of the steps: two components in one, for one call fills both."""
+
+    __slots__ = ("n", "samples", "times", "values")
+
+    def __init__(self, times: Sequence[list[float]]) -> None:
+        self.times = times
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to nothing."""
+        self.n = 0
+        self.values = [0.0] * _STEP_WIDTH
+        self.samples = [0] * _STEP_WIDTH
+
+    def statistics(self) -> tuple[Sequence[float], Sequence[int]]:
+        """Values and number of samples, in the order of the two components' statistics."""
+        return self.values, self.samples
+
+    def add(self, times: Sequence[Any], samples: int | None, tokens: int | None) -> None:
+        """Add a step that the monitor timed itself; ``times`` as in ``RECORDS["timing"]``."""
+        self.n += 1
+        amounts = events.throughput(samples, tokens, times[0], times[1])
+        for row, value in enumerate((*events.timing(*times), *amounts)):
+            if value is not None:
+                self.values[row] += value  # type: ignore[operator]
+                self.samples[row] += 1
+        step, wait, forward, backward, optimizer, _, passes = times
+        kept = self.times
+        kept[0].append(step)
+        if wait is not None:
+            kept[1].append(wait)
+        if forward is not None:
+            kept[2] += (forward / passes, passes)
+        if backward is not None:
+            kept[3].append(backward)
+        if optimizer is not None:
+            kept[4].append(optimizer)
+
+
+_STEP_WIDTH: Final = sum(s.component in ("timing", "throughput") for s in STATISTICS)
+
+TALLIES: Final[dict[str, Any]] = {
+    "capture": CaptureTally,
+    "reconstruction": ReconstructionTally,
+    "buffer": BufferTally,
+    "retrieval": RetrievalTally,
+}
+_WEIGHTED: Final = frozenset({TIMER_ROWS["retrieval"][0], TIMER_ROWS["timing"][2]})
+"""Timers whose lists hold pairs: seconds of one operation, and how many there were."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +217,16 @@ class InvalidSample:
     """One value that was not taken.
 
     Attributes:
-        kind: kind of event, a key of ``catalogue.RECORDS``.
+        component: whose event it was in.
         field: name of the field.
-        slot: column of the layer.
+        column: of the layer.
         value: what was given, as text.
         reason: what is wrong with it.
     """
 
-    kind: str
+    component: str
     field: str
-    slot: int
+    column: int
     value: str
     reason: str
 
@@ -43,126 +236,141 @@ class InvalidSample:
         return self.reason == "not finite"
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Events of one kind, checked.
-
-    Attributes:
-        events: shape ``(n, fields)``, float64; NaN is no data.
-        slots: shape ``(n,)``, columns of the events' layers.
-        invalid: values that were taken out.
-    """
-
-    events: NDArray[np.float64]
-    slots: NDArray[np.intp]
-    invalid: tuple[InvalidSample, ...] = ()
-
-
 class Recorder:
-    """Flat lists of events, one for each kind.
+    """Tallies by component and layer, and the durations of the window.
 
+    >>> from cmr_monitor_callbacks.packed import ROW
     >>> recorder = Recorder()
-    >>> recorder.sink("reconstruction")((1, 8, 0.9, 0.002))
-    >>> batch = recorder.drain("reconstruction")
-    >>> batch.events.tolist(), batch.slots.tolist()
-    ([[8.0, 0.9, 0.002]], [1])
+    >>> tally = recorder.tally("buffer", 1)
+    >>> tally.entries, tally.n = 900, 1
+    >>> packed, count = recorder.drain(2, {})
+    >>> float(packed.values[ROW["total_entries"], 1]), count
+    (900.0, 1)
     """
 
     def __init__(self) -> None:
-        self._lists: dict[str, list[Any]] = {kind: [] for kind in RECORDS}
-        self._whole = {
-            kind: [i for i, name in enumerate(fields) if name not in REAL_FIELDS]
-            for kind, fields in RECORDS.items()
+        self._tallies: dict[tuple[str, int], Any] = {}
+        self._times: dict[int, list[float]] = {
+            row: [] for rows in TIMER_ROWS.values() for row in rows
         }
-        self._unit = {
-            kind: [i for i, name in enumerate(fields) if name in UNIT_INTERVAL]
-            for kind, fields in RECORDS.items()
-        }
+        self._aside: Packed | None = None
+        self._aside_events = 0
+        self.invalid: list[InvalidSample] = []
+        self._index: Any = None
+        self.steps = StepTally([self._times[row] for row in TIMER_ROWS["timing"]])
+        self._tallies["timing", 0] = self.steps
 
-    def sink(self, kind: str) -> Callable[[Iterable[Any]], None]:
-        """Where events of a kind go: call it with ``(slot, *fields)``."""
-        return self._lists[kind].extend
+    def tally(self, component: str, column: int) -> Any:
+        """The tally of a component at a layer, made if it is new."""
+        key = component, column
+        if key not in self._tallies:
+            rows = TIMER_ROWS[component]
+            times = self._times[rows[0]] if rows else []
+            self._tallies[key] = TALLIES[component](times)
+            self._index = None
+        return self._tallies[key]
 
-    def drain(self, kind: str) -> Batch | None:
-        """Take out the events of a kind; None if there are none."""
-        flat = self._lists[kind]
-        count = len(flat)
-        if not count:
-            return None
-        taken = flat[:count]
-        del flat[:count]  # not clear(): another thread may have added meanwhile
-        width = len(RECORDS[kind]) + 1
-        try:
-            table = np.fromiter(taken, np.float64, count).reshape(-1, width)
-        except (TypeError, ValueError, OverflowError):
-            return self._sift(kind, taken)
-        if not self._sound(kind, table, taken):
-            return self._sift(kind, taken)
-        return Batch(table[:, 1:], table[:, 0].astype(np.intp))
+    def add_any(self, component: str, column: int, fields: Sequence[Any]) -> None:
+        """Check an event value by value and add it; what is wrong is left out and noted."""
+        checked: list[float | None] = []
+        for name, value in zip(RECORDS[component], fields, strict=True):
+            highest = 1.0 if name in UNIT_INTERVAL else math.inf
+            number, reason = check(value, whole=name not in REAL_FIELDS, highest=highest)
+            checked.append(number)
+            if reason:
+                text = repr(value)[:80]
+                self.invalid.append(InvalidSample(component, name, column, text, reason))
+        if self._aside is None or self._aside.width <= column:
+            wider = Packed.empty(column + 1)
+            if self._aside is not None:
+                wider.add(self._aside)
+            self._aside = wider
+        add_event(self._aside, component, column, checked)
+        self._aside_events += 1
+        found = events.durations(component, tuple(checked))
+        for timer, (seconds, times) in zip(TIMER_ROWS[component], found, strict=True):
+            if seconds is not None and times:
+                self._times[timer] += (seconds, times) if timer in _WEIGHTED else (seconds,)
+        if component == "buffer":
+            tally = self.tally(component, column)
+            tally.entries, tally.capacity, tally.nbytes = (
+                NO_DATA if value is None else value for value in checked[:3]
+            )
 
     @property
     def pending(self) -> bool:
         """Whether anything waits to be drained."""
-        return any(self._lists.values())
+        return self._aside is not None or any(t.n for t in self._tallies.values())
 
     def clear(self) -> None:
         """Forget what was recorded."""
-        for flat in self._lists.values():
-            flat.clear()
+        self._aside = None
+        self._aside_events = 0
+        self.invalid.clear()
+        for tally in self._tallies.values():
+            tally.clear()
+            if isinstance(tally, BufferTally):
+                tally.entries = tally.capacity = tally.nbytes = NO_DATA
+        for times in self._times.values():
+            times.clear()
 
-    def _sound(self, kind: str, table: NDArray[np.float64], taken: list[Any]) -> bool:
-        """Whether every value is in range and every NaN stands for None: whole-array tests."""
-        if np.fmin.reduce(table, axis=None) < 0 or np.fmax.reduce(table, axis=None) == math.inf:
-            return False
-        fields = table[:, 1:]
-        unit = self._unit[kind]
-        if unit and (fields[:, unit] > 1).any():
-            return False
-        absent = np.flatnonzero(np.isnan(table.ravel())).tolist()
-        if absent and set(_pick(absent, taken)) != {None}:
-            return False
-        counts = fields[:, self._whole[kind]]
-        return not (counts > np.floor(counts)).any()
+    def drain(self, width: int, keep: Mapping[int, deque[float]]) -> tuple[Packed, int]:
+        """Take out what was recorded.
 
-    def _sift(self, kind: str, taken: list[Any]) -> Batch:
-        """Value by value, for the rare window that holds a bad one."""
-        width = len(RECORDS[kind]) + 1
-        rows, slots, invalid = [], [], []
-        for start in range(0, len(taken), width):
-            slot, *values = taken[start : start + width]
-            row = []
-            for name, value in zip(RECORDS[kind], values, strict=True):
-                number, reason = _check(name, value)
-                row.append(number)
-                if reason:
-                    invalid.append(InvalidSample(kind, name, slot, repr(value)[:80], reason))
-            rows.append(row)
-            slots.append(slot)
-        events = np.array(rows, dtype=np.float64).reshape(-1, width - 1)
-        return Batch(events, np.array(slots, dtype=np.intp), tuple(invalid))
+        Args:
+            width: number of columns.
+            keep: raw durations are copied to these, by timer.
 
+        Returns:
+            the statistics, and the number of events.
+        """
+        packed = Packed.empty(width)
+        count = self._aside_events
+        values: list[float] = []
+        samples: list[int] = []
+        for tally in self._tallies.values():
+            count += tally.n
+            some_values, some_samples = tally.statistics()
+            values += some_values
+            samples += some_samples
+            tally.clear()
+        if values:
+            rows, columns = self._places()
+            packed.values[rows, columns] = values
+            packed.samples[rows, columns] = samples
+        if self._aside is not None:
+            packed.add(self._aside)
+            self._aside, self._aside_events = None, 0
+        self._drain_times(packed, keep)
+        return packed, count
 
-def _pick(indices: list[int], values: list[Any]) -> tuple[Any, ...]:
-    if len(indices) == 1:
-        return (values[indices[0]],)
-    picked: tuple[Any, ...] = itemgetter(*indices)(values)
-    return picked
+    def _places(self) -> Any:
+        """Row and column of each number that the tallies give, in their order."""
+        if self._index is None:
+            rows: list[int] = []
+            columns: list[int] = []
+            for (component, column), tally in self._tallies.items():
+                count = len(tally.statistics()[0])
+                rows += range(FIRST_ROW[component], FIRST_ROW[component] + count)
+                columns += [column] * count
+            self._index = np.array(rows), np.array(columns)
+        return self._index
 
-
-def _check(name: str, value: Any) -> tuple[float, str]:
-    """The value as a float, or NaN and what is wrong with it."""
-    if value is None:
-        return math.nan, ""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan, "not a number"
-    if not math.isfinite(number):
-        return math.nan, "not finite"
-    if number < 0:
-        return math.nan, "negative"
-    if name in UNIT_INTERVAL and number > 1:
-        return math.nan, "over 1"
-    if name not in REAL_FIELDS and number != math.floor(number):
-        return math.nan, "not a whole number"
-    return number, ""
+    def _drain_times(self, packed: Packed, keep: Mapping[int, deque[float]]) -> None:
+        timers, seconds, weights = [], [], []
+        for timer, times in self._times.items():
+            if not times:
+                continue
+            taken = times[:]
+            times.clear()
+            if timer in keep:
+                keep[timer].extend(taken)
+            timers.append(timer)
+            if timer in _WEIGHTED:
+                seconds.append(taken[::2])
+                weights.append(taken[1::2])
+            else:
+                seconds.append(taken)
+                weights.append(None)
+        if timers:
+            add_durations(packed, timers, seconds, weights)

@@ -8,7 +8,7 @@ import numpy as np
 
 from cmr_monitor_callbacks.catalogue import METRICS, OWN_METRICS, Kind
 from cmr_monitor_callbacks.layers import LayerId, layer_order, layer_tag, matches
-from cmr_monitor_callbacks.packed import METRIC_ROW
+from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 
@@ -34,8 +34,9 @@ class TagTable:
         self.whole_count = 0
         for per_layer in (False, True):
             for metric in METRICS:
-                table = 0 if metric.kind is Kind.COUNTER else 1
-                row = (table * len(METRICS) + METRIC_ROW[metric.name]) * width
+                counted = metric.kind is Kind.COUNTER
+                at = COUNTERS.index(metric.name) if counted else METRIC_ROW[metric.name]
+                row = (at if counted else len(COUNTERS) + at) * width
                 tag = f"{prefix}_{metric.component}/{metric.name}"
                 if not per_layer and metric.whole_tag:
                     tags.append(tag)
@@ -47,20 +48,26 @@ class TagTable:
         self.tags = np.array(tags, dtype=object)
         self._index = np.array(index, dtype=np.intp)
         self._own = [(f"{prefix}_{m.component}/{m.name}", m.name) for m in OWN_METRICS]
+        self._pattern = b"?"
 
     def scalars(self, snapshot: Snapshot) -> tuple[list[str], list[float], int]:
         """What to log of a snapshot.
 
         Returns:
-            tags, values without NaN, and how many of the first are of the model as a whole.
+            tags (the same list as long as the same numbers have data), values without NaN, and how
+            many of the first are of the model as a whole.
         """
-        values = np.concatenate((snapshot.run.ravel(), snapshot.window.ravel()))[self._index]
+        values = np.concatenate((snapshot.counters.ravel(), snapshot.window.ravel()))[self._index]
         given = ~np.isnan(values)
-        whole = int(given[: self.whole_count].sum())
-        own = [(tag, snapshot.own[name]) for tag, name in self._own if name in snapshot.own]
-        tags = [tag for tag, _ in own] + self.tags[given].tolist()
-        numbers = [value for _, value in own] + values[given].tolist()
-        return tags, numbers, whole + len(own)
+        pattern = given.tobytes() + bytes(name in snapshot.own for _, name in self._own)
+        if pattern != self._pattern:
+            self._pattern = pattern
+            self._present = [(tag, name) for tag, name in self._own if name in snapshot.own]
+            self._given = np.flatnonzero(given)
+            self._shown = [tag for tag, _ in self._present] + self.tags[given].tolist()
+            self._whole = len(self._present) + int(given[: self.whole_count].sum())
+        own = [snapshot.own[name] for _, name in self._present]
+        return self._shown, own + values[self._given].tolist(), self._whole
 
 
 def _shown(name: str, by_default: bool, globs: Sequence[str] | None) -> bool:

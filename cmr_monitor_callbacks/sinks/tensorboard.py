@@ -47,8 +47,8 @@ class TensorBoardSink:
             self._layers = layers
             if layers:
                 self._writer.add_custom_scalars(custom_scalars_layout(layers))
-        if self._tags != report.tags:
-            self._tags = list(report.tags)
+        if self._tags is not report.tags:
+            self._tags = report.tags
             values = [Summary.Value(tag=tag) for tag in self._tags]
             self._event = Event(summary=Summary(value=values))
             self._values = list(self._event.summary.value)

@@ -1,0 +1,116 @@
+"""What one probe call says, in statistics: the one place that turns fields into what is stored.
+
+Each function takes an event's fields (see ``catalogue.RECORDS``) as numbers, 0-d tensors or None and
+gives the values of the component's statistics, in the order of ``catalogue.STATISTICS``. They use
+plain operators only, so that they serve Python numbers and tensors alike, inside ``torch.compile``
+too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Union
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Number = Union[float, int, "Tensor", None]
+Values = tuple[Number, ...]
+
+
+def capture(
+    attempted: Number, captured: Number, stored: Number, seconds: Number, considered: Number
+) -> Values:
+    """Statistics of one capture call."""
+    return attempted, captured, stored, considered, 1, seconds
+
+
+def reconstruction(memories_used: Number, quality: Number, seconds: Number) -> Values:
+    """Statistics of one reconstruction call."""
+    used = None if memories_used is None else memories_used > 0
+    return 1, used, memories_used, quality, seconds
+
+
+def buffer(
+    entries: Number,
+    capacity: Number,
+    nbytes: Number,
+    evicted: Number,
+    cleared: Number,
+    loaded: Number,
+) -> Values:
+    """Statistics of one look at the buffer."""
+    return evicted, cleared, loaded, entries, entries, capacity, nbytes
+
+
+def retrieval(
+    requested: Number, returned: Number, hits: Number, seconds: Number, quality: Number
+) -> Values:
+    """Statistics of the retrieval operations of one call."""
+    with_cache = None if hits is None else requested
+    timed = None if seconds is None else requested
+    return requested, returned, hits, with_cache, timed, seconds, quality
+
+
+def timing(
+    step: Number,
+    data_wait: Number,
+    forward: Number,
+    backward: Number,
+    optimizer: Number,
+    monitor: Number,
+    passes: Number,
+) -> Values:
+    """Statistics of the times of one step; only passes that were timed stand below the line."""
+    timed = None if forward is None else passes
+    return passes, timed, step, data_wait, forward, backward, optimizer, monitor
+
+
+def throughput(samples: Number, tokens: Number, step: Number, data_wait: Number) -> Values:
+    """Statistics of how much one step took in, and in what time."""
+    if step is None:
+        return None, None, None, None
+    wall = step if data_wait is None else step + data_wait
+    return (
+        samples,
+        tokens,
+        None if samples is None else wall,
+        None if tokens is None else wall,
+    )
+
+
+def errors(count: Number, operations: Number, nonfinite: Number) -> Values:
+    """Statistics of errors."""
+    return count, operations, nonfinite
+
+
+STATISTICS_OF: Final[dict[str, Callable[..., Values]]] = {
+    "capture": capture,
+    "reconstruction": reconstruction,
+    "buffer": buffer,
+    "retrieval": retrieval,
+    "timing": timing,
+    "throughput": throughput,
+    "errors": errors,
+}
+"""By component."""
+
+
+def durations(component: str, fields: tuple[Any, ...]) -> list[tuple[float, float]]:
+    """What one event adds to each timer of its component: seconds of one, and how often.
+
+    >>> durations("retrieval", (4, 32, None, 0.008, None))
+    [(0.002, 4)]
+    """
+    if component == "capture":
+        return [(fields[3], 1)]
+    if component == "reconstruction":
+        return [(fields[2], 1)]
+    if component == "retrieval":
+        requested, seconds = fields[0], fields[3]
+        return [(seconds / requested, requested) if requested and seconds is not None else (None, 0)]  # type: ignore[list-item]
+    if component == "timing":
+        step, wait, forward, backward, optimizer, _, passes = fields
+        per_pass = forward / passes if passes and forward is not None else None
+        return [(step, 1), (wait, 1), (per_pass, passes), (backward, 1), (optimizer, 1)]
+    return []

@@ -1,0 +1,108 @@
+"""Adding events to packed statistics, one at a time: the plain way, for what is not hot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+
+from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS, Store
+from cmr_monitor_callbacks.events import STATISTICS_OF
+from cmr_monitor_callbacks.histogram import BUCKETS, buckets_of
+from cmr_monitor_callbacks.packed import ROW, Packed
+
+STORES: Final[dict[str, tuple[Store, ...]]] = {
+    component: tuple(s.store for s in STATISTICS if s.component == component)
+    for component in STATISTICS_OF
+}
+"""How each of a component's statistics is kept, in order."""
+FIRST_ROW: Final[dict[str, int]] = {
+    component: min(ROW[s.name] for s in STATISTICS if s.component == component)
+    for component in STATISTICS_OF
+}
+"""Where a component's statistics begin; they lie together."""
+TIMER_ROWS: Final[dict[str, list[int]]] = {
+    component: [i for i, (owner, _) in enumerate(TIMERS) if owner == component]
+    for component in STATISTICS_OF
+}
+"""Histograms of a component, in the order of `events.durations`."""
+
+
+def add_event(packed: Packed, component: str, column: int, fields: Sequence[Any]) -> None:
+    """Add one checked event; its durations are not added to the histograms.
+
+    Args:
+        packed: added to, in place.
+        component: whose event it is.
+        column: of the layer.
+        fields: as in ``catalogue.RECORDS[component]``; None is no data.
+    """
+    first = FIRST_ROW[component]
+    values = STATISTICS_OF[component](*fields)
+    for row, (value, store) in enumerate(zip(values, STORES[component], strict=True), start=first):
+        if value is None:
+            continue
+        packed.samples[row, column] += 1
+        if store is Store.GAUGE:
+            packed.values[row, column] = value
+        else:
+            packed.values[row, column] += value
+
+
+def add_durations(
+    packed: Packed,
+    timers: Sequence[int],
+    seconds: Sequence[Sequence[float]],
+    weights: Sequence[Sequence[float] | None],
+) -> None:
+    """Add durations to histograms, all timers in one pass.
+
+    Args:
+        packed: added to, in place.
+        timers: rows of the histograms.
+        seconds: for each timer its durations, at least one.
+        weights: for each timer how often each duration counts; None: once.
+    """
+    lengths = [len(one) for one in seconds]
+    flat = np.fromiter(chain.from_iterable(seconds), np.float64, sum(lengths))
+    keys = buckets_of(flat)
+    keys += np.repeat(np.array(timers) * BUCKETS, lengths)
+    counted = None
+    if any(w is not None for w in weights):
+        counted = np.concatenate(
+            [np.ones(n) if w is None else w for n, w in zip(lengths, weights, strict=True)]
+        )
+    counts = np.bincount(keys, counted, minlength=packed.histograms.size)
+    packed.histograms += counts.reshape(packed.histograms.shape).astype(np.int64)
+    starts = np.cumsum([0, *lengths[:-1]])
+    low, high = packed.extremes[timers, 0], packed.extremes[timers, 1]
+    packed.extremes[timers, 0] = np.minimum(low, np.minimum.reduceat(flat, starts))
+    packed.extremes[timers, 1] = np.maximum(high, np.maximum.reduceat(flat, starts))
+
+
+def check(value: Any, *, whole: bool, highest: float) -> tuple[float | None, str]:
+    """A field's value as a float, or None and what is wrong with it.
+
+    Args:
+        value: what was given; None is no data and right.
+        whole: whether it must be a whole number.
+        highest: the greatest value allowed.
+    """
+    if value is None:
+        return None, ""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None, "not a number"
+    if not math.isfinite(number):
+        return None, "not finite"
+    if number < 0:
+        return None, "negative"
+    if number > highest:
+        return None, f"over {highest:g}"
+    if whole and number != math.floor(number):
+        return None, "not a whole number"
+    return number, ""
