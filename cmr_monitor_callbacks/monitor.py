@@ -141,11 +141,22 @@ class CMRPerformanceMonitor:
     # -- recording --------------------------------------------------------------------------
 
     def record_step(
-        self, times: Sequence[float | None], samples: int | None, tokens: int | None
+        self,
+        step: float,
+        wait: float | None,
+        forward: float,
+        backward: float | None,
+        optimizer: float | None,
+        monitor: float | None,
+        passes: int,
+        samples: int | None = None,
+        tokens: int | None = None,
     ) -> None:
-        """Add a step; ``times`` as in ``catalogue.RECORDS["timing"]``."""
+        """Add a step; times in seconds, as in ``catalogue.RECORDS["timing"]``."""
         if self._times_steps:
-            self._ledger.recorder.steps.add(times, samples, tokens)
+            self._ledger.recorder.steps.add(
+                step, wait, forward, backward, optimizer, monitor, passes, samples, tokens
+            )
 
     def record_capture(
         self,
@@ -192,7 +203,8 @@ class CMRPerformanceMonitor:
         wait = None if self._last_end is None else start - self._last_end
         yield self
         self._last_end = self.clock.monotonic()
-        self.record_step((self._last_end - start, wait, None, None, None, None, 1), None, None)
+        seconds = self._last_end - start
+        self.record_step(seconds, wait, seconds, None, None, None, 1)
         self.step()
 
     # -- windows and stages -----------------------------------------------------------------

@@ -57,7 +57,7 @@ class AlertDesk:
     def judge(self, snapshot: Snapshot, window: int) -> Sequence[Transition]:
         """Evaluate the rules on a window's snapshot if it is time, and send what is due."""
         if not self._config.enable_alerts:
-            self.report = assess(self.rules, (), snapshot)
+            self.report = assess(self.rules, (), snapshot, self.report)
             return ()
         now = snapshot.time
         if now - self._last < self._interval:
@@ -67,7 +67,9 @@ class AlertDesk:
             self.rules, self._states, snapshot, step=snapshot.step, now=now, window=window
         )
         self.transitions.extend(transitions)
-        self.report = assess(self.rules, self._states.values(), snapshot)
+        self.report = assess(self.rules, self._states.values(), snapshot, self.report)
+        if not self._states and not transitions:
+            return transitions
         notices = self._manager.update(
             self._states.values(), transitions, step=snapshot.step, now=now
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
     Trainer,
     batch_steps,
     callback_bases,
+    callback_metrics,
     current_step,
     progress_bar_print,
     tensorboard_writer,
@@ -36,6 +37,7 @@ from cmr_monitor_callbacks.sinks import LoggerSink, Sink, TensorBoardSink
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
+_STEPS_TO_COMPILE = 20
 H = TypeVar("H", bound=Callable[..., None])
 Settings = Mapping[str, Any] | None
 
@@ -113,6 +115,7 @@ layers, layer_metrics, on_monitor_error)
         self._samples: int | None = None
         self._tokens: int | None = None
         self._gated = False
+        self._unsure = _STEPS_TO_COMPILE
         self._counts_batches = self.monitor.config.watches_component("model")
 
     # -- what a user reads ------------------------------------------------------------------
@@ -187,7 +190,7 @@ layers, layer_metrics, on_monitor_error)
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, torch.optim.Optimizer):
                 self._handles.append(optimizer.register_step_post_hook(self._after_optimizer))
-        self._gated = False
+        self._gated, self._unsure = False, _STEPS_TO_COMPILE
         if self._metrics is not None:
             self._metrics.rewrite()
 
@@ -238,8 +241,11 @@ layers, layer_metrics, on_monitor_error)
         self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
     ) -> None:
         """The forward has ended."""
-        if self._gated or self.monitor.compiled_code_counts():
-            self._gated = True
+        if self._unsure:
+            # what gets compiled gets compiled in the first steps
+            self._unsure -= 1
+            self._gated = self._gated or self.monitor.compiled_code_counts()
+        if self._gated:
             self.monitor.set_gate(False)
         self._timer.before_backward(self._now())
 
@@ -274,7 +280,7 @@ layers, layer_metrics, on_monitor_error)
         self._timer.batch_end(entered)
         try:
             if batch_steps(trainer, batch_idx):
-                self.monitor.record_step(self._timer.take(), self._samples, self._tokens)
+                self.monitor.record_step(*self._timer.take(), self._samples, self._tokens)
                 self._samples = self._tokens = None
                 self.monitor.step(current_step(trainer))
         finally:
@@ -340,8 +346,9 @@ layers, layer_metrics, on_monitor_error)
         now = self._now()
         self._timer.batch_end(now)
         span, wait, forward, _, _, _, passes = self._timer.take()
-        times = (span, wait, forward, None, None, None, passes)
-        self.monitor.record_step(times, self._samples, self._tokens)
+        self.monitor.record_step(
+            span, wait, forward, None, None, None, passes, self._samples, self._tokens
+        )
         self._samples = self._tokens = None
         self._timer.resume(now)
 
@@ -381,7 +388,7 @@ layers, layer_metrics, on_monitor_error)
         if self._own_sinks:
             return
         if self.sinks_config.callback_metrics:
-            self._metrics = CallbackMetricsSink(lambda: trainer.callback_metrics)
+            self._metrics = CallbackMetricsSink(partial(callback_metrics, trainer))
             self._own_sinks.append(self._metrics)
         if trainer.is_global_zero:
             self.monitor.alerts.console.emit = progress_bar_print(trainer)

@@ -44,6 +44,13 @@ def batch_steps(trainer: Trainer, batch_idx: int) -> bool:
     return complete or trainer.is_last_batch
 
 
+def callback_metrics(trainer: Trainer) -> dict[str, Any]:
+    """The dictionary that EarlyStopping reads, without computing what the model logged."""
+    connector = getattr(trainer, "_logger_connector", None)
+    metrics = getattr(connector, "_callback_metrics", None)
+    return trainer.callback_metrics if metrics is None else metrics  # type: ignore[no-any-return]
+
+
 def tensorboard_writer(logger: Any) -> Any | None:
     """The ``SummaryWriter`` of a TensorBoardLogger of either import name; None of others."""
     names = {base.__name__ for base in type(logger).__mro__}

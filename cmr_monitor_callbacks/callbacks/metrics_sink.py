@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,23 +19,24 @@ class CallbackMetricsSink:
 
     def __init__(self, metrics: Callable[[], dict[str, Any]]) -> None:
         self._metrics = metrics
-        self._last: dict[str, float] = {"cmr_health/score": 100.0}
+        self._tags: Sequence[str] = ["cmr_health/score"]
+        self._values: Sequence[float] = [100.0]
 
     def write(self, report: WindowReport) -> None:
         """Write a window's numbers."""
-        whole = report.whole
-        numbers = dict(zip(report.tags[:whole], report.values[:whole], strict=True))
-        self._last.update(numbers)
-        self._put(numbers)
+        tags, values = report.tags[: report.whole], report.values[: report.whole]
+        if report.snapshot.stage == "train":
+            self._tags, self._values = tags, values
+        self._put(tags, values)
 
     def rewrite(self) -> None:
-        """Write the last numbers again, where Lightning has emptied its dictionary."""
-        self._put(self._last)
+        """Write the last numbers of training again, where Lightning has emptied its dictionary."""
+        self._put(self._tags, self._values)
 
-    def _put(self, numbers: dict[str, float]) -> None:
+    def _put(self, tags: Sequence[str], values: Sequence[float]) -> None:
         # new tensors each time, for others keep references; one allocation for all of them
-        tensors = torch.tensor(list(numbers.values()), dtype=torch.float64).unbind()
-        self._metrics().update(zip(numbers, tensors, strict=True))
+        tensors = torch.tensor(values, dtype=torch.float64).unbind()
+        self._metrics().update(zip(tags, tensors, strict=True))
 
     def flush(self) -> None:
         """Nothing to do."""

@@ -79,7 +79,7 @@ class StepTimer:
         self._open = ""
         self._span += now - self._start
 
-    def take(self) -> tuple[float | int | None, ...]:
+    def take(self) -> tuple[float, float | None, float, float, float, float | None, int]:
         """The step's times, fields as in ``catalogue.RECORDS["timing"]``; a new step begins."""
         record = (
             self._span,

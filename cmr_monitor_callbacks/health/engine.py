@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from cmr_monitor_callbacks.health.rules import AlertRule, Threshold
 from cmr_monitor_callbacks.health.states import AlertState, Phase, Severity, Transition
 from cmr_monitor_callbacks.layers import LayerId, layer_order, matches
@@ -61,19 +59,20 @@ def _candidates(
     if rule.metric not in METRIC_ROW:
         value = snapshot.value(rule.metric)
         return [(None, value)] if rule.layer is None else []
-    row = snapshot.row(rule.metric, rule.over)
+    values = snapshot.row(rule.metric, rule.over).tolist()
     if rule.layer is None:
-        return [(None, float(row[0]))]
-    suspicious = ~np.isnan(row) & np.any([rule.met(row, t.fire) for t in rule.thresholds], axis=0)
-    suspicious[0] = False
-    if not states and not suspicious.any():
-        return []
-    layers = {
-        layer: float(row[column])
-        for column, layer in enumerate(snapshot.layer_ids, start=1)
-        if (suspicious[column] or (rule.name, layer) in states) and matches(rule.layer, layer)
+        return [(None, values[0])]
+    # plain floats: a dozen comparisons cost less than one whole-array test
+    found = {
+        layer: value
+        for layer, value in zip(snapshot.layer_ids, values[1:], strict=True)
+        if rule.suspects(value) or (rule.name, layer) in states
     }
-    return [(layer, layers[layer]) for layer in sorted(layers, key=layer_order)]
+    return [
+        (layer, found[layer])
+        for layer in sorted(found, key=layer_order)
+        if matches(rule.layer, layer)
+    ]
 
 
 def _advance(

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+
 from cmr_monitor_callbacks.catalogue import HEALTH_COMPONENTS, METRICS
 from cmr_monitor_callbacks.health.rules import AlertRule
 from cmr_monitor_callbacks.health.states import AlertState, HealthStatus, Phase, Severity
@@ -34,6 +36,7 @@ class HealthReport:
         components: by component.
         firing: alerts that fire, the worst first.
         pending: alerts whose condition holds, not yet for long enough.
+        known: components of which there are numbers.
 
     >>> report = HealthReport()
     >>> report.score, report.status.value
@@ -45,6 +48,7 @@ class HealthReport:
     components: Mapping[str, ComponentHealth] = field(default_factory=dict)
     firing: tuple[AlertState, ...] = ()
     pending: tuple[AlertState, ...] = ()
+    known: frozenset[str] = frozenset()
 
     def numbers(self) -> dict[str, float]:
         """The verdict as numbers by metric name; a component of which nothing is known is left out."""
@@ -66,9 +70,12 @@ class HealthReport:
 
 
 def assess(
-    rules: Iterable[AlertRule], states: Iterable[AlertState], snapshot: Snapshot
+    rules: Iterable[AlertRule],
+    states: Iterable[AlertState],
+    snapshot: Snapshot,
+    last: HealthReport | None = None,
 ) -> HealthReport:
-    """Score components and system.
+    """Score components and system; ``last`` is given back if nothing has changed.
 
     A component starts at 100 and loses 20 (warning), 50 (error) or 100 (critical) for the worst
     alert firing on it, and 5 for every further rule firing. One without data is unknown and not
@@ -78,13 +85,16 @@ def assess(
     >>> round(system_score([100.0, 100.0, 80.0]), 1)
     86.7
     """
-    owner = {rule.name: rule.component for rule in rules}
     alerts = sorted(states, key=lambda s: 0 if s.severity is None else -s.severity.rank)
+    known = _known(snapshot)
+    if not alerts and last is not None and not last.firing + last.pending and known == last.known:
+        return last
+    owner = {rule.name: rule.component for rule in rules}
     firing = tuple(s for s in alerts if s.phase is Phase.FIRING)
     components = {}
     for name in HEALTH_COMPONENTS:
         on_it = [s for s in firing if owner.get(s.rule) == name]
-        components[name] = _component(on_it, known=bool(on_it) or _has_data(name, snapshot))
+        components[name] = _component(on_it, known=bool(on_it) or name in known)
     scores = [c.score for c in components.values() if not math.isnan(c.score)]
     score = system_score(scores)
     return HealthReport(
@@ -93,6 +103,7 @@ def assess(
         components,
         firing,
         tuple(s for s in alerts if s.phase is Phase.PENDING),
+        known,
     )
 
 
@@ -126,13 +137,11 @@ def _system_status(
     return HealthStatus.HEALTHY if known else HealthStatus.UNKNOWN
 
 
-_ROWS: Final = {
-    name: [i for i, m in enumerate(METRICS) if m.component == name] for name in HEALTH_COMPONENTS
-}
+_OWNER: Final = np.array([m.component for m in METRICS])
 
 
-def _has_data(component: str, snapshot: Snapshot) -> bool:
-    if component == "monitor":
-        return bool(snapshot.own)
-    # a counter that was ever seen is a number in every window
-    return any(value == value for value in snapshot.window[_ROWS[component], 0].tolist())
+def _known(snapshot: Snapshot) -> frozenset[str]:
+    """Components with numbers: a counter that was ever seen is a number in every window."""
+    # equal to itself: not NaN
+    whole = snapshot.window[:, 0]
+    return frozenset(_OWNER[whole == whole].tolist()) | ({"monitor"} if snapshot.own else set())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from cmr_monitor_callbacks.catalogue import BY_NAME
 from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, RuleConfig
@@ -14,7 +14,7 @@ from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.health.states import Severity
 from cmr_monitor_callbacks.layers import LayerId
 
-CONDITIONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
+CONDITIONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "<": operator.lt,
@@ -64,9 +64,13 @@ class AlertRule:
         """Component whose health it judges."""
         return BY_NAME[self.metric].component
 
-    def met(self, value: Any, threshold: float) -> Any:
-        """Whether something is wrong, for a value or for each of an array."""
-        return CONDITIONS[self.condition](value, threshold)
+    def met(self, value: float, threshold: float) -> bool:
+        """Whether something is wrong; NaN never is."""
+        return value == value and CONDITIONS[self.condition](value, threshold)
+
+    def suspects(self, value: float) -> bool:
+        """Whether any threshold is met."""
+        return any(self.met(value, threshold.fire) for threshold in self.thresholds)
 
     def message(self, layer: LayerId | None, value: float, threshold: Threshold, step: int) -> str:
         """The summary, filled in."""

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from cmr_monitor_callbacks import events
-from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, STATISTICS, UNIT_INTERVAL
+from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, UNIT_INTERVAL
 from cmr_monitor_callbacks.folding import (
     FIRST_ROW,
     TIMER_ROWS,
@@ -163,7 +163,27 @@ class RetrievalTally:
 class StepTally:
     """Times and amounts of the steps: two components in one, for one call fills both."""
 
-    __slots__ = ("n", "samples", "times", "values")
+    __slots__ = (
+        "_backward",
+        "_backward_n",
+        "_forward",
+        "_monitor",
+        "_monitor_n",
+        "_optimizer",
+        "_optimizer_n",
+        "_passes",
+        "_sample_seconds",
+        "_samples",
+        "_samples_n",
+        "_step",
+        "_token_seconds",
+        "_tokens",
+        "_tokens_n",
+        "_wait",
+        "_wait_n",
+        "n",
+        "times",
+    )
 
     def __init__(self, times: Sequence[list[float]]) -> None:
         self.times = times
@@ -171,36 +191,92 @@ class StepTally:
 
     def clear(self) -> None:
         """Back to nothing."""
-        self.n = 0
-        self.values = [0.0] * _STEP_WIDTH
-        self.samples = [0] * _STEP_WIDTH
+        self.n = self._passes = self._samples = self._tokens = 0
+        self._wait_n = self._backward_n = self._optimizer_n = self._monitor_n = 0
+        self._samples_n = self._tokens_n = 0
+        self._step = self._wait = self._forward = self._backward = self._optimizer = 0.0
+        self._monitor = self._sample_seconds = self._token_seconds = 0.0
 
-    def statistics(self) -> tuple[Sequence[float], Sequence[int]]:
+    def statistics(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """Values and number of samples, in the order of the two components' statistics."""
-        return self.values, self.samples
+        n, samples_n, tokens_n = self.n, self._samples_n, self._tokens_n
+        return (
+            (
+                self._passes,
+                self._passes,
+                self._step,
+                self._wait,
+                self._forward,
+                self._backward,
+                self._optimizer,
+                self._monitor,
+                self._samples,
+                self._tokens,
+                self._sample_seconds,
+                self._token_seconds,
+            ),
+            (
+                n,
+                n,
+                n,
+                self._wait_n,
+                n,
+                self._backward_n,
+                self._optimizer_n,
+                self._monitor_n,
+                samples_n,
+                tokens_n,
+                samples_n,
+                tokens_n,
+            ),
+        )
 
-    def add(self, times: Sequence[Any], samples: int | None, tokens: int | None) -> None:
-        """Add a step that the monitor timed itself; ``times`` as in ``RECORDS["timing"]``."""
+    def add(
+        self,
+        step: float,
+        wait: float | None,
+        forward: float,
+        backward: float | None,
+        optimizer: float | None,
+        monitor: float | None,
+        passes: int,
+        samples: int | None,
+        tokens: int | None,
+    ) -> None:
+        """Add a step that the monitor timed itself, in seconds; ``passes`` is at least 1."""
+        steps, waits, forwards, backwards, optimizers = self.times
         self.n += 1
-        amounts = events.throughput(samples, tokens, times[0], times[1])
-        for row, value in enumerate((*events.timing(*times), *amounts)):
-            if value is not None:
-                self.values[row] += value  # type: ignore[operator]
-                self.samples[row] += 1
-        step, wait, forward, backward, optimizer, _, passes = times
-        kept = self.times
-        kept[0].append(step)
+        self._passes += passes
+        self._step += step
+        self._forward += forward
+        steps.append(step)
+        forwards += (forward / passes, passes)
+        wall = step
         if wait is not None:
-            kept[1].append(wait)
-        if forward is not None:
-            kept[2] += (forward / passes, passes)
+            wall += wait
+            self._wait += wait
+            self._wait_n += 1
+            waits.append(wait)
         if backward is not None:
-            kept[3].append(backward)
+            self._backward += backward
+            self._backward_n += 1
+            backwards.append(backward)
         if optimizer is not None:
-            kept[4].append(optimizer)
+            self._optimizer += optimizer
+            self._optimizer_n += 1
+            optimizers.append(optimizer)
+        if monitor is not None:
+            self._monitor += monitor
+            self._monitor_n += 1
+        if samples is not None:
+            self._samples += samples
+            self._samples_n += 1
+            self._sample_seconds += wall
+        if tokens is not None:
+            self._tokens += tokens
+            self._tokens_n += 1
+            self._token_seconds += wall
 
-
-_STEP_WIDTH: Final = sum(s.component in ("timing", "throughput") for s in STATISTICS)
 
 TALLIES: Final[dict[str, Any]] = {
     "capture": CaptureTally,
