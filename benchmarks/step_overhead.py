@@ -212,9 +212,7 @@ def main() -> None:
             "hand_written_torchmetrics_and_self_log": _spread(hand),
             "whole_process_without": _spread(bare),
             "whole_process_with": _spread(whole),
-            "whole_process_difference": _spread(
-                [w - b for w, b in zip(whole, bare, strict=True)]
-            ),
+            "whole_process_difference": _spread([w - b for w, b in zip(whole, bare, strict=True)]),
         },
         "hand_written_over_monitor": _spread([h / m for h, m in zip(hand, in_hook, strict=True)]),
     }

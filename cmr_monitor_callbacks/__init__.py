@@ -18,7 +18,12 @@ if TYPE_CHECKING:
         RuleConfig,
         SinksConfig,
     )
-    from cmr_monitor_callbacks.errors import CMRMonitorError, ConfigError, LayerError, MonitorFailure
+    from cmr_monitor_callbacks.errors import (
+        CMRMonitorError,
+        ConfigError,
+        LayerError,
+        MonitorFailure,
+    )
     from cmr_monitor_callbacks.health import (
         AlertRule,
         AlertState,

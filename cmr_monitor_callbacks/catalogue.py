@@ -212,14 +212,18 @@ def _counter(component: str, name: str, unit: str, help_: str, **more: object) -
     )  # type: ignore[arg-type]
 
 
-def _ratio(component: str, name: str, over: str, under: str, help_: str, **more: object) -> MetricInfo:
+def _ratio(
+    component: str, name: str, over: str, under: str, help_: str, **more: object
+) -> MetricInfo:
     polarity = more.pop("polarity", Polarity.HIGHER)
     kind = more.pop("kind", Kind.RATIO)
     unit = more.pop("unit", "1")
     return MetricInfo(name, component, kind, unit, polarity, help_, over, under, **more)  # type: ignore[arg-type]
 
 
-def _mean_seconds(component: str, name: str, stat: str, under: str, help_: str, **more: object) -> MetricInfo:
+def _mean_seconds(
+    component: str, name: str, stat: str, under: str, help_: str, **more: object
+) -> MetricInfo:
     return _ratio(
         component,
         name,
@@ -308,7 +312,11 @@ METRICS: Final[tuple[MetricInfo, ...]] = (
         polarity=Polarity.NEITHER,
     ),
     _mean_seconds(
-        "capture", "avg_capture_time", "capture_seconds", "#capture_seconds", "mean time of a capture call"
+        "capture",
+        "avg_capture_time",
+        "capture_seconds",
+        "#capture_seconds",
+        "mean time of a capture call",
     ),
     *_quantiles("capture", "capture_time", "the time of a capture call", logged=True),
     # reconstruction
@@ -471,7 +479,11 @@ METRICS: Final[tuple[MetricInfo, ...]] = (
         "mean time of a forward pass",
     ),
     _mean_seconds(
-        "timing", "backward_time", "backward_seconds", "#backward_seconds", "backward time of a step"
+        "timing",
+        "backward_time",
+        "backward_seconds",
+        "#backward_seconds",
+        "backward time of a step",
     ),
     _mean_seconds(
         "timing",
@@ -488,7 +500,11 @@ METRICS: Final[tuple[MetricInfo, ...]] = (
         "time of a step spent in the monitor's own hooks",
     ),
     _counter(
-        "timing", "total_forward_time", "s", "forward time of the stage", numerator="forward_seconds"
+        "timing",
+        "total_forward_time",
+        "s",
+        "forward time of the stage",
+        numerator="forward_seconds",
     ),
     _mean_seconds(
         "timing",
@@ -544,7 +560,15 @@ def _score(component: str, name: str, unit: str, help_: str, polarity: Polarity)
     return MetricInfo(name, component, Kind.SCORE, unit, polarity, help_)
 
 
-COMPONENTS: Final = ("capture", "reconstruction", "buffer", "retrieval", "timing", "errors", "model")
+COMPONENTS: Final = (
+    "capture",
+    "reconstruction",
+    "buffer",
+    "retrieval",
+    "timing",
+    "errors",
+    "model",
+)
 """Components that a user can switch off (``monitoring.components``)."""
 
 HEALTH_COMPONENTS: Final = (*COMPONENTS, "monitor")

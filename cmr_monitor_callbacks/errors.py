@@ -1,9 +1,9 @@
 """The exceptions that this package raises on purpose.
 
-    CMRMonitorError
-    ├── ConfigError      a setting is wrong; raised before training starts
-    ├── LayerError       layer ids that cannot be told apart
-    └── MonitorFailure   the monitor itself failed, with ``on_monitor_error: raise``
+CMRMonitorError
+├── ConfigError      a setting is wrong; raised before training starts
+├── LayerError       layer ids that cannot be told apart
+└── MonitorFailure   the monitor itself failed, with ``on_monitor_error: raise``
 """
 
 from __future__ import annotations

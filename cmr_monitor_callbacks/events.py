@@ -108,7 +108,9 @@ def durations(component: str, fields: tuple[Any, ...]) -> list[tuple[float, floa
         return [(fields[2], 1)]
     if component == "retrieval":
         requested, seconds = fields[0], fields[3]
-        return [(seconds / requested, requested) if requested and seconds is not None else (None, 0)]  # type: ignore[list-item]
+        return [
+            (seconds / requested, requested) if requested and seconds is not None else (None, 0)
+        ]  # type: ignore[list-item]
     if component == "timing":
         step, wait, forward, backward, optimizer, _, passes = fields
         per_pass = forward / passes if passes and forward is not None else None

@@ -37,6 +37,7 @@ DEFAULT_WINDOW = 50
 """Steps in a window where nobody says."""
 STATE_VERSION = 1
 
+
 class CMRPerformanceMonitor:
     """Watches a memory-augmented model: attach, step, read ``snapshot`` and ``health``.
 
@@ -85,9 +86,7 @@ class CMRPerformanceMonitor:
         )
         self.error_log: deque[str] = deque(maxlen=keep)
         """Errors and rejected values as text, the newest last."""
-        self._kinds = frozenset(
-            name for name in COMPONENTS if self.config.watches_component(name)
-        )
+        self._kinds = frozenset(name for name in COMPONENTS if self.config.watches_component(name))
         self._times_steps = "timing" in self._kinds
         self._ledger = Ledger(keep, self._note_invalid)
         self._attachment = Attachment(

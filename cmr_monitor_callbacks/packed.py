@@ -149,8 +149,7 @@ COUNTERS: Final[tuple[str, ...]] = tuple(METRICS[i].name for i in _COUNTERS)
 """Metrics that `read_counters` gives, in its order."""
 _ERROR_RATE = METRIC_ROW["error_rate"]
 _GAUGE_METRICS = [
-    METRIC_ROW[name]
-    for name in ("total_entries", "capacity", "utilization_rate", "memory_size_mb")
+    METRIC_ROW[name] for name in ("total_entries", "capacity", "utilization_rate", "memory_size_mb")
 ]
 _RATIOS, _UPPER, _LOWER = _index((Kind.RATIO, Kind.MEAN))
 _QUANTILES = [i for i, m in enumerate(METRICS) if m.kind is Kind.QUANTILE]

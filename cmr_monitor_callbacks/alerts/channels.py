@@ -38,7 +38,9 @@ class ConsoleChannel:
         color: colour the line; default: if stderr is a terminal.
     """
 
-    def __init__(self, emit: Callable[[str], None] | None = None, color: bool | None = None) -> None:
+    def __init__(
+        self, emit: Callable[[str], None] | None = None, color: bool | None = None
+    ) -> None:
         self.emit = emit
         self._color = sys.stderr.isatty() if color is None else color
 

@@ -9,6 +9,7 @@ from functools import partial, wraps
 from typing import Any, TypeVar
 
 import torch
+from rich.console import RenderableType
 
 from cmr_monitor_callbacks.callbacks.batches import batch_shape
 from cmr_monitor_callbacks.callbacks.lightning_api import (
@@ -33,6 +34,7 @@ from cmr_monitor_callbacks.config import (
 from cmr_monitor_callbacks.errors import ConfigError, MonitorFailure
 from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.monitor import DEFAULT_WINDOW, CMRPerformanceMonitor
+from cmr_monitor_callbacks.reports import run_summary
 from cmr_monitor_callbacks.sinks import LoggerSink, Sink, TensorBoardSink
 from cmr_monitor_callbacks.snapshot import Snapshot
 
@@ -134,6 +136,15 @@ layers, layer_metrics, on_monitor_error)
     def health(self) -> HealthReport:
         """The newest verdict."""
         return self.monitor.health
+
+    def summary(self, files: str = "") -> RenderableType:
+        """A summary for the terminal: ``rich.print(callback.summary())``.
+
+        Args:
+            files: where the run's files are; empty: not said.
+        """
+        alerts = self.monitor.alerts
+        return run_summary(self.snapshot, self.health, list(alerts.transitions), files)
 
     @property
     def state_key(self) -> str:

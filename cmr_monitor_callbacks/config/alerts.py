@@ -169,9 +169,7 @@ class AlertConfig(Settings):
     @classmethod
     def _ordered(cls, levels: tuple[str, ...]) -> tuple[str, ...]:
         if not levels or list(levels) != [s for s in SEVERITIES if s in levels]:
-            raise ValueError(
-                f"must be an ordered subset of {list(SEVERITIES)}, got {list(levels)}"
-            )
+            raise ValueError(f"must be an ordered subset of {list(SEVERITIES)}, got {list(levels)}")
         return levels
 
     @model_validator(mode="after")

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from cmr_monitor_callbacks.metrics.base import LayeredMetric, Values
 
-_RATES = {"throughput": ("samples", "sample_seconds"), "tokens_per_second": ("tokens", "token_seconds")}
+_RATES = {
+    "throughput": ("samples", "sample_seconds"),
+    "tokens_per_second": ("tokens", "token_seconds"),
+}
 
 
 class ThroughputMetric(LayeredMetric):
@@ -46,7 +49,6 @@ class ThroughputMetric(LayeredMetric):
             ValueError: a value is negative or infinite.
         """
         self._update_events(None, samples=samples, tokens=tokens, step=step, data_wait=data_wait)
-
 
     def compute(self) -> dict[str, Tensor]:
         """See `LayeredMetric.compute`; after a sync, rates are sums of the ranks' rates."""

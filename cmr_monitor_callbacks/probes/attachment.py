@@ -59,9 +59,7 @@ class Attachment:
             logger.warning("%s (%s) left another monitor for this one", probe, path)
         ledger = self._ledger
         slot = ledger.layout.column(probe.layer)
-        link = Link(
-            probe, path, slot, ledger.recorder, ledger.cells, self._kinds, self._on_error
-        )
+        link = Link(probe, path, slot, ledger.recorder, ledger.cells, self._kinds, self._on_error)
         probe.attach(link)
         return link
 

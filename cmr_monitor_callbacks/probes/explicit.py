@@ -13,9 +13,11 @@ from cmr_monitor_callbacks.catalogue import GAUGE_FIELDS, RECORDS
 from cmr_monitor_callbacks.events import Number
 from cmr_monitor_callbacks.recording.cells import CellRow, host_fields
 
-_compiling = torch.compiler.is_dynamo_compiling if hasattr(
-    torch.compiler, "is_dynamo_compiling"
-) else torch.compiler.is_compiling
+_compiling = (
+    torch.compiler.is_dynamo_compiling
+    if hasattr(torch.compiler, "is_dynamo_compiling")
+    else torch.compiler.is_compiling
+)
 # -1 outside of a backward: inside, a forward is the recompute of activation checkpointing (62 ns)
 _graph_task = torch._C._current_graph_task_id
 _INFINITE: Final = float("inf")

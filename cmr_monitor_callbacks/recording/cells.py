@@ -105,9 +105,7 @@ class CellRow:
         return torch.full((), fill, dtype=torch.float64, device=self.cells.device)
 
 
-def host_fields(
-    fields: Sequence[Any], gauges: frozenset[str], names: Sequence[str]
-) -> list[Any]:
+def host_fields(fields: Sequence[Any], gauges: frozenset[str], names: Sequence[str]) -> list[Any]:
     """An event's fields for the host's list: tensors become 0, so that the sample is counted once.
 
     A gauge's tensor becomes None: the device holds the last value.

@@ -1,0 +1,1 @@
+"""A small decoder-only language model with Contextual Memory Reweaving, trained on real text."""

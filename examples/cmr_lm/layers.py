@@ -1,0 +1,187 @@
+"""The parts of the model: a transformer block, and a memory layer between two blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmr_monitor_callbacks import CMRProbe
+from examples.cmr_lm.memory import LayeredMemoryBuffer
+
+
+class Block(nn.Module):
+    """Pre-norm causal self-attention and MLP; shapes ``(batch, time, dim)`` in and out."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One block."""
+        batch, time, dim = x.shape
+        q, k, v = (
+            part.view(batch, time, self.heads, dim // self.heads).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).chunk(3, dim=2)
+        )
+        dropout = self.dropout if self.training else 0.0
+        attended = functional.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True
+        )
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, time, dim))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+@dataclass
+class LayerCounters:
+    """What a memory layer did, ever."""
+
+    considered: int = 0
+    attempted: int = 0
+    captured: int = 0
+    stored: int = 0
+    reconstructions: int = 0
+    retrievals: int = 0
+    cache_hits: int = 0
+    capture_seconds: list[float] = field(default_factory=list)
+    reconstruction_seconds: list[float] = field(default_factory=list)
+
+
+KEEP_SECONDS = 1000
+"""Durations that a layer keeps of each kind."""
+
+
+class MemoryLayer(nn.Module):
+    """Reads memories of earlier steps into the stream, then captures states of this one.
+
+    Args:
+        index: id of the layer.
+        dim: size of a state.
+        buffer: shared by all memory layers.
+        retrieve: entries read for each sequence.
+        capture: states captured of each sequence, at most.
+        threshold: relevance that a state must reach to be captured.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        dim: int,
+        buffer: LayeredMemoryBuffer,
+        retrieve: int,
+        capture: int,
+        threshold: float,
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.k = retrieve
+        self.capture_at_most = capture
+        self.threshold = threshold
+        # a plain reference: the model owns the buffer, its state must not appear once per layer
+        self.__dict__["buffer"] = buffer
+        self.norm = nn.LayerNorm(dim)
+        self.scorer = nn.Linear(dim, 1)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.gate = nn.Linear(dim, 1)
+        self.out = nn.Linear(dim, dim)
+        self.counters = LayerCounters()
+        self.probe = CMRProbe(index)
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        """Reconstruct, then capture (in training only).
+
+        Args:
+            x: shape ``(batch, time, dim)``.
+            step: the current step; what was stored in it is not read in it.
+        """
+        memory = self._retrieve(x, step)
+        reconstructed = self._reconstruct(x, memory)
+        if self.training:
+            self._capture(x.detach(), step)
+        return reconstructed
+
+    def _retrieve(self, x: Tensor, step: int) -> Tensor | None:
+        with self.probe.timer() as timer:
+            found = self.buffer.retrieve(self.index, x.detach().mean(1), self.k, step)
+        if found is None:
+            return None
+        operations = len(x)
+        self.counters.retrievals += operations
+        self.counters.cache_hits += found.hits
+        self.probe.retrieval(
+            operations, operations * self.k, found.hits, timer.seconds, found.similarity
+        )
+        return found.states
+
+    def _reconstruct(self, x: Tensor, memory: Tensor | None) -> Tensor:
+        """Attend to the memories and blend what they say into the stream."""
+        if memory is None:
+            self.probe.reconstruction(0)
+            return x
+        with self.probe.timer() as timer:
+            normed = self.norm(x)
+            key, value = self.key_value(self.norm(memory.to(x.dtype))).chunk(2, dim=2)
+            scores = self.query(normed) @ key.transpose(1, 2) / key.shape[2] ** 0.5
+            # the scorer's own judgement of each memory takes part, and is trained by it
+            relevance = self.scorer(self.norm(memory.to(x.dtype))).transpose(1, 2)
+            latent = (scores + relevance).softmax(2) @ value
+            gate = self.gate(normed).sigmoid()
+            out = x + gate * self.out(latent)
+        self.counters.reconstructions += 1
+        if timer.seconds is not None:
+            _keep(self.counters.reconstruction_seconds, timer.seconds)
+        # how much of the stream the memories account for, by direction
+        cosine = functional.cosine_similarity(latent.detach(), normed.detach(), dim=2).mean()
+        quality = (1 + cosine.float()) / 2
+        self.probe.reconstruction(memory.shape[0] * memory.shape[1], quality, timer.seconds)
+        return out
+
+    @torch.no_grad()
+    def _capture(self, x: Tensor, step: int) -> None:
+        """Hand the most relevant states to the buffer, and say what became of them."""
+        store = self.buffer.layer_buffers[self.index]
+        evicted = store.evicted
+        with self.probe.timer() as timer:
+            relevance = self.scorer(self.norm(x)).squeeze(2).sigmoid().float()
+            top = relevance.topk(min(self.capture_at_most, x.shape[1]), dim=1)
+            rows = torch.arange(len(x), device=x.device)[:, None]
+            chosen = top.values >= self.threshold
+            states, scores = x[rows, top.indices][chosen].float(), top.values[chosen]
+            finite = states.isfinite().all(1)
+            states, scores = states[finite], scores[finite]
+            stored = self.buffer.store_states(self.index, states, scores, step)
+        attempted, captured, kept = int(chosen.sum()), len(states), int(stored.sum())
+        counters = self.counters
+        counters.considered += relevance.numel()
+        counters.attempted += attempted
+        counters.captured += captured
+        counters.stored += kept
+        if timer.seconds is not None:
+            _keep(counters.capture_seconds, timer.seconds)
+        self.probe.capture(attempted, captured, kept, timer.seconds, considered=relevance.numel())
+        store = self.buffer.layer_buffers[self.index]
+        self.probe.buffer(
+            store.size, store.capacity, self.buffer.nbytes(self.index), store.evicted - evicted
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """Counters as plain data."""
+        return vars(self.counters)
+
+
+def _keep(times: list[float], seconds: float) -> None:
+    times.append(seconds)
+    del times[:-KEEP_SECONDS]
