@@ -24,7 +24,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -97,7 +97,7 @@ class HandWritten(Bare):
         self.spent.append(time.perf_counter() - start)
         return self.weight.sum()
 
-    spent: list[float] = []
+    spent: ClassVar[list[float]] = []
 
 
 class Timed(CMRMonitorCallback):

@@ -204,25 +204,49 @@ _OVER_STEPS = {
 _OVER_LAYERS = _OVER_STEPS | {Kind.GAUGE: "sum"}
 
 
-def _counter(component: str, name: str, unit: str, help_: str, **more: object) -> MetricInfo:
-    polarity = more.pop("polarity", Polarity.NEITHER)
-    numerator = more.pop("numerator", name)
+def _counter(
+    component: str,
+    name: str,
+    unit: str,
+    help_: str,
+    *,
+    polarity: Polarity = Polarity.NEITHER,
+    numerator: str = "",
+    layer_tag: bool = False,
+    aliases: tuple[str, ...] = (),
+) -> MetricInfo:
     return MetricInfo(
-        name, component, Kind.COUNTER, unit, polarity, help_, numerator=numerator, **more
-    )  # type: ignore[arg-type]
+        name,
+        component,
+        Kind.COUNTER,
+        unit,
+        polarity,
+        help_,
+        numerator=numerator or name,
+        layer_tag=layer_tag,
+        aliases=aliases,
+    )
 
 
 def _ratio(
-    component: str, name: str, over: str, under: str, help_: str, **more: object
+    component: str,
+    name: str,
+    over: str,
+    under: str,
+    help_: str,
+    *,
+    kind: Kind = Kind.RATIO,
+    unit: str = "1",
+    polarity: Polarity = Polarity.HIGHER,
+    layer_tag: bool = False,
 ) -> MetricInfo:
-    polarity = more.pop("polarity", Polarity.HIGHER)
-    kind = more.pop("kind", Kind.RATIO)
-    unit = more.pop("unit", "1")
-    return MetricInfo(name, component, kind, unit, polarity, help_, over, under, **more)  # type: ignore[arg-type]
+    return MetricInfo(
+        name, component, kind, unit, polarity, help_, over, under, layer_tag=layer_tag
+    )
 
 
 def _mean_seconds(
-    component: str, name: str, stat: str, under: str, help_: str, **more: object
+    component: str, name: str, stat: str, under: str, help_: str, *, layer_tag: bool = False
 ) -> MetricInfo:
     return _ratio(
         component,
@@ -233,7 +257,7 @@ def _mean_seconds(
         kind=Kind.MEAN,
         unit="s",
         polarity=Polarity.LOWER,
-        **more,
+        layer_tag=layer_tag,
     )
 
 

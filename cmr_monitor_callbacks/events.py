@@ -1,8 +1,8 @@
 """What one probe call says, in statistics: the one place that turns fields into what is stored.
 
-Each function takes an event's fields (see ``catalogue.RECORDS``) as numbers, 0-d tensors or None and
-gives the values of the component's statistics, in the order of ``catalogue.STATISTICS``. They use
-plain operators only, so that they serve Python numbers and tensors alike, inside ``torch.compile``
+Each function takes an event's fields (see ``catalogue.RECORDS``) as numbers, 0-d tensors or None
+and gives the values of the component's statistics, in the order of ``catalogue.STATISTICS``. They
+use plain operators only, so that they serve Python numbers and tensors alike, inside ``torch.compile``
 too.
 """
 
@@ -96,7 +96,7 @@ STATISTICS_OF: Final[dict[str, Callable[..., Values]]] = {
 """By component."""
 
 
-def durations(component: str, fields: tuple[Any, ...]) -> list[tuple[float, float]]:
+def durations(component: str, fields: tuple[Any, ...]) -> list[tuple[float | None, float]]:
     """What one event adds to each timer of its component: seconds of one, and how often.
 
     >>> durations("retrieval", (4, 32, None, 0.008, None))
@@ -108,11 +108,13 @@ def durations(component: str, fields: tuple[Any, ...]) -> list[tuple[float, floa
         return [(fields[2], 1)]
     if component == "retrieval":
         requested, seconds = fields[0], fields[3]
-        return [
-            (seconds / requested, requested) if requested and seconds is not None else (None, 0)
-        ]  # type: ignore[list-item]
+        return [_each(seconds, requested)]
     if component == "timing":
         step, wait, forward, backward, optimizer, _, passes = fields
-        per_pass = forward / passes if passes and forward is not None else None
-        return [(step, 1), (wait, 1), (per_pass, passes), (backward, 1), (optimizer, 1)]
+        return [(step, 1), (wait, 1), _each(forward, passes), (backward, 1), (optimizer, 1)]
     return []
+
+
+def _each(seconds: float | None, times: float | None) -> tuple[float | None, float]:
+    """Seconds of one of several that took so long together."""
+    return (seconds / times, times) if times and seconds is not None else (None, 0)

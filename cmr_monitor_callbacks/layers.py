@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from typing import Union
 
 from cmr_monitor_callbacks.errors import LayerError
 
-LayerId = Union[int, str]
+LayerId = int | str
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.\-]+")
 

@@ -95,6 +95,10 @@ class CMRPerformanceMonitor:
         self._sources = self._find_sources()
         self._known_failures: set[str] = set()
         self._tables: dict[str, tuple[Any, TagTable]] = {}
+        self._closed: ClosedWindow | None = None
+        self._last_end: float | None = None
+        self.current_step = -1
+        self.windows = 0
         self.reset_metrics()
         if model is not None:
             self.attach(model)
@@ -374,8 +378,8 @@ class CMRPerformanceMonitor:
         self.failures = 0
         self.overhead_seconds = 0.0
         self._processing = 0.0
-        self._closed: ClosedWindow | None = None
-        self._last_end: float | None = None
+        self._closed = None
+        self._last_end = None
         self._window_start = self.clock.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -435,6 +439,6 @@ class CMRPerformanceMonitor:
     def _note_invalid(self, sample: InvalidSample) -> None:
         layers = (None, *self._ledger.layout.layers)
         self.error_log.append(
-            f"step {self.current_step + 1}: layer {layers[sample.slot]}: {sample.kind}."
+            f"step {self.current_step + 1}: layer {layers[sample.column]}: {sample.component}."
             f"{sample.field} is {sample.reason}: {sample.value}"
         )

@@ -28,10 +28,8 @@ METRIC_ROW: Final[dict[str, int]] = {m.name: i for i, m in enumerate(METRICS)}
 """Row of each metric in `read`'s result."""
 
 _ROWS = len(STATISTICS)
-_STORES = np.array([s.store.value for s in STATISTICS])
-_IS_GAUGE = _STORES == Store.GAUGE.value
-_FIRST = int(np.argmax(_IS_GAUGE))
-_GAUGES = slice(_FIRST, _FIRST + int(_IS_GAUGE.sum()))
+_GAUGE_ROWS = [i for i, s in enumerate(STATISTICS) if s.store is Store.GAUGE]
+_GAUGES = slice(_GAUGE_ROWS[0], _GAUGE_ROWS[-1] + 1)
 """Rows of the gauges: only the buffer has any, so they lie together."""
 
 
@@ -42,9 +40,10 @@ class Packed:
     Attributes:
         values: shape ``(statistics, width)``, float64: counts (exact to 2^53) and sums, 0 where
             nothing came; gauges, NaN where nothing came.
-        samples: shape ``(statistics, width)``, float64 whole numbers: how many samples each row got.
+        samples: shape ``(statistics, width)``, float64 whole numbers: samples that each row got.
         histograms: shape ``(timers, BUCKETS)``, int64.
-        extremes: shape ``(timers, 2)``, float64: least and greatest seconds; inf and -inf without data.
+        extremes: shape ``(timers, 2)``, float64: least and greatest seconds; inf and -inf
+            without data.
     """
 
     values: Array
@@ -108,7 +107,7 @@ class Packed:
         )
 
     def state(self) -> dict[str, Any]:
-        """Plain lists by statistic name, for a checkpoint: survives rows added in later versions."""
+        """Plain lists by statistic name, for a checkpoint; later versions may add rows."""
         return {
             "values": {s.name: self.values[i].tolist() for i, s in enumerate(STATISTICS)},
             "samples": {s.name: self.samples[i].tolist() for i, s in enumerate(STATISTICS)},
@@ -195,7 +194,7 @@ def read(packed: Packed, run: Packed) -> Array:
 
 def read_counters(run: Packed) -> Array:
     """The counters alone, rows in the order of `COUNTERS`; as in `read`, at a tenth of its cost."""
-    values = _with_derived(run, run)[_COUNTER_ROWS]
+    values: Array = _with_derived(run, run)[_COUNTER_ROWS]
     absent = np.isnan(values)
     totals = np.where(absent, 0.0, values).sum(axis=1)
     values[:, 0] = np.where(absent.all(axis=1), np.nan, totals)

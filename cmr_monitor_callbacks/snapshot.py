@@ -124,7 +124,7 @@ class Snapshot:
         """The specification's dictionaries, with its keys; numbers without data are left out.
 
         Args:
-            over: of counters and averages, which stretch they are of; the result's ``over`` says it.
+            over: which stretch counters and averages are of; the result's ``over`` says it.
 
         Returns:
             ``metrics``, ``buffer_stats`` and ``retrieval_stats``, beside ``stage``, ``step``,

@@ -33,7 +33,7 @@ class Capture:
 @dataclass(frozen=True)
 class Reconstruction:
     layer: Layer
-    memories_used: int | float
+    memories_used: int | float | None
     quality: float | None = None
     seconds: float | None = None
 
@@ -41,8 +41,8 @@ class Reconstruction:
 @dataclass(frozen=True)
 class Retrieval:
     layer: Layer
-    requested: int
-    returned: int
+    requested: int | None
+    returned: int | None
     hits: int | None = None
     seconds: float | None = None
     quality: float | None = None
@@ -88,7 +88,7 @@ RATIOS = {
 }
 
 
-def get(result: Mapping[tuple[str, Layer], float], name: str, layer: Layer = None) -> float:
+def get(result: Result, name: str, layer: Layer = None) -> float:
     """The number, or NaN where there is none; a name that the reference lacks is a KeyError."""
     if name not in NAMES:
         raise KeyError(name)
@@ -120,9 +120,10 @@ def _sums(events: Sequence[Event]) -> Row:
     ret = [e for e in events if isinstance(e, Retrieval)]
     buf = [e for e in events if isinstance(e, Buffer)]
     captured, stored = _add(e.captured for e in cap), _add(e.stored for e in cap)
-    useful = sum(1 for e in rec if e.memories_used > 0)
-    cached = sum(e.requested for e in ret if e.hits is not None)
-    timed = sum(e.requested for e in ret if e.seconds is not None)
+    used = [e.memories_used for e in rec if e.memories_used is not None]
+    useful = sum(1 for memories in used if memories > 0)
+    cached = sum(e.requested or 0 for e in ret if e.hits is not None)
+    timed = [(e.seconds, e.requested) for e in ret if e.requested and e.seconds is not None]
     return {
         "states_considered": _add(e.considered for e in cap),
         "states_attempted": _add(e.attempted for e in cap),
@@ -132,15 +133,15 @@ def _sums(events: Sequence[Event]) -> Row:
         "capture_calls": _add(1 for _ in cap),
         "avg_capture_time": _mean(e.seconds for e in cap),
         "reconstruction_calls": _add(1 for _ in rec),
-        "total_reconstructions": float(useful) if rec else NAN,
-        "memories_used": _divide(_add(e.memories_used for e in rec), useful),
+        "total_reconstructions": float(useful) if used else NAN,
+        "memories_used": _divide(_add(used), useful),
         "reconstruction_quality": _mean(e.quality for e in rec),
         "avg_reconstruction_time": _mean(e.seconds for e in rec),
         "total_retrievals": _add(e.requested for e in ret),
         "entries_retrieved": _add(e.returned for e in ret),
         "cache_hits": _add(e.hits for e in ret),
         "cache_hit_rate": _divide(_add(e.hits for e in ret), cached),
-        "avg_retrieval_time": _divide(_add(e.seconds for e in ret), timed),
+        "avg_retrieval_time": _divide(_add(s for s, _ in timed), sum(n for _, n in timed)),
         "retrieval_quality": _mean(e.quality for e in ret),
         "eviction_count": _add(e.evicted for e in buf),
         "states_cleared": _add(e.cleared for e in buf),
@@ -154,7 +155,7 @@ def _ratios(slots: Sequence[Row]) -> Row:
     """Ratios of the sums over the slots that have both sides."""
     row: Row = {}
     for name, (above, below) in RATIOS.items():
-        both = [s for s in slots if not math.isnan(s[above]) and not math.isnan(s[below])]
+        both = [s for s in slots if not math.isnan(s[above] + s[below])]
         row[name] = _divide(_add(s[above] for s in both), _add(s[below] for s in both))
     return row
 
@@ -177,10 +178,11 @@ def _gauges(events: Sequence[Event]) -> Row:
     held = {e.layer for e in buffers if e.entries is not None and e.entries > 0}
     limited = [layer for layer in capacity if layer is not None]
     counted = [layer for layer in limited if layer in held] or limited
-    limit = _add(capacity[layer] for layer in counted)
-    bounded = _add(entries.get(layer) for layer in limited)
+    limit, bounded = _add(map(capacity.get, counted)), _add(map(entries.get, limited))
     if None in capacity:
-        limit = min(limit, capacity[None]) if limited else capacity[None]
+        # A layer that held entries and names no limit makes the layers' limits no bound.
+        alone = not limited or any(layer not in capacity for layer in held - {None})
+        limit = capacity[None] if alone else min(limit, capacity[None])
         bounded = over_layers(entries)
     return {
         "total_entries": over_layers(entries),
@@ -198,14 +200,13 @@ def _quantiles(events: Sequence[Event]) -> Row:
             seconds["capture"].append(e.seconds)
         if isinstance(e, Reconstruction) and e.seconds is not None:
             seconds["reconstruction"].append(e.seconds)
-        if isinstance(e, Retrieval) and e.seconds is not None and e.requested > 0:
+        if isinstance(e, Retrieval) and e.seconds is not None and e.requested:
             seconds["retrieval"] += [e.seconds / e.requested] * e.requested
-    row: Row = {}
-    for kind, given in seconds.items():
-        for p in (50, 95, 99):
-            place = p * (len(given) - 1) // 100  # int(q * (n - 1)), in whole numbers
-            row[f"{kind}_time_p{p}"] = sorted(given)[place] if given else NAN
-    return row
+    return {  # the place is int(q * (n - 1)), in whole numbers
+        f"{kind}_time_p{p}": sorted(given)[p * (len(given) - 1) // 100] if given else NAN
+        for kind, given in seconds.items()
+        for p in (50, 95, 99)
+    }
 
 
 def _steps(events: Sequence[Event]) -> Row:
@@ -254,8 +255,8 @@ def random_events(rng: np.random.Generator, n: int, layers: Sequence[int | str])
     """Valid events of every kind, with Nones, zeros and now and then no layer.
 
     Of what is given: considered >= attempted >= captured >= stored >= 0, hits <= requested,
-    quality in 0..1, seconds log-uniform in 2e-6..10 (per operation and pass too), a step no
-    shorter than its parts. Entries are not conserved: a buffer's do not follow from the captures.
+    quality in 0..1, seconds log-uniform in 2e-6..10 (per operation and pass too), a step no shorter
+    than its parts. Entries are not conserved.
     """
     return [_random_event(rng, layers) for _ in range(n)]
 

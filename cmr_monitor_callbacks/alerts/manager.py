@@ -56,7 +56,7 @@ class AlertManager:
 
     def __init__(self, config: AlertConfig) -> None:
         self._cooldown = config.alert_cooldown
-        self._escalation: Mapping[str, EscalationConfig] = config.escalation_rules
+        self._escalation = {str(name): rule for name, rule in config.escalation_rules.items()}
         self._episodes: dict[Key, _Episode] = {}
         self._last_told: dict[Key, float] = {}
 

@@ -14,8 +14,8 @@ def batch_shape(batch: Any) -> tuple[int | None, int | None]:
     """Samples and token positions of a batch.
 
     Args:
-        batch: a tensor, or tensors in mappings, lists and tuples, nested; the first one found counts
-            (in a mapping ``input_ids``, ``tokens`` or ``x`` before others).
+        batch: a tensor, or tensors in mappings, lists and tuples, nested; the first one found
+            counts (in a mapping ``input_ids``, ``tokens`` or ``x`` before others).
 
     Returns:
         the size of its first dimension; that times the second one if it holds 2-d integers, which

@@ -19,6 +19,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
     callback_bases,
     callback_metrics,
     current_step,
+    log_every_n_steps,
     progress_bar_print,
     tensorboard_writer,
 )
@@ -71,7 +72,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         alerts: what counts as wrong and who is told (`AlertConfig`).
         probes: how numbers leave the model (`ProbesConfig`).
         sinks: where numbers go (`SinksConfig`).
-        monitor: a monitor made elsewhere; then ``monitoring``, ``alerts`` and ``probes`` are its own.
+        monitor: a monitor made elsewhere, with its own ``monitoring``, ``alerts`` and ``probes``.
 
     Raises:
         ConfigError: a setting is wrong; the message names the field, the value and what is allowed.
@@ -79,12 +80,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     >>> callback = CMRMonitorCallback(monitoring={"log_every_n_steps": 10})
     >>> callback.health.score
     100.0
-    >>> CMRMonitorCallback(monitoring={"log_every_n_step": 10})
+    >>> CMRMonitorCallback(sinks={"logger": False})
     Traceback (most recent call last):
-    cmr_monitor_callbacks.errors.ConfigError: monitoring.log_every_n_step is not a setting; did you \
-mean 'log_every_n_steps'? (allowed: enable_real_time, enable_profiling, log_every_n_steps, \
-metric_collection_interval, health_check_interval, max_history_size, alert_thresholds, components, \
-layers, layer_metrics, on_monitor_error)
+    cmr_monitor_callbacks.errors.ConfigError: sinks.logger is not a setting; did you mean \
+'loggers'? (allowed: loggers, callback_metrics, custom_scalars)
     """
 
     def __init__(
@@ -196,7 +195,7 @@ layers, layer_metrics, on_monitor_error)
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fix the window's length, time the optimizers, and have the health score be there."""
         configured = self.monitor.config.log_every_n_steps
-        self.monitor.window_steps = configured or trainer.log_every_n_steps or DEFAULT_WINDOW
+        self.monitor.window_steps = configured or log_every_n_steps(trainer) or DEFAULT_WINDOW
         self._remove_handles()
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, torch.optim.Optimizer):
@@ -404,7 +403,7 @@ layers, layer_metrics, on_monitor_error)
         if trainer.is_global_zero:
             self.monitor.alerts.console.emit = progress_bar_print(trainer)
             # with log_every_n_steps=0 the user asked for nothing in the loggers
-            if self.sinks_config.loggers and trainer.log_every_n_steps != 0:
+            if self.sinks_config.loggers and log_every_n_steps(trainer) != 0:
                 self._own_sinks += [self._logger_sink(item) for item in trainer.loggers]
         else:
             self.monitor.alerts.channels = []

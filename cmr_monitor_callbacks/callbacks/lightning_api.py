@@ -20,9 +20,8 @@ def callback_bases() -> tuple[type, ...]:
         return (pl.Callback,)
     from lightning.pytorch import Callback as OtherCallback
 
-    if OtherCallback is pl.Callback:
-        return (pl.Callback,)
-    return (pl.Callback, OtherCallback)
+    # the two are one class where one package is an alias of the other
+    return tuple(dict.fromkeys((pl.Callback, OtherCallback)))
 
 
 def current_step(trainer: Trainer) -> int:
@@ -48,7 +47,12 @@ def callback_metrics(trainer: Trainer) -> dict[str, Any]:
     """The dictionary that EarlyStopping reads, without computing what the model logged."""
     connector = getattr(trainer, "_logger_connector", None)
     metrics = getattr(connector, "_callback_metrics", None)
-    return trainer.callback_metrics if metrics is None else metrics  # type: ignore[no-any-return]
+    return trainer.callback_metrics if metrics is None else metrics
+
+
+def log_every_n_steps(trainer: Trainer) -> int:
+    """Steps between two logs; 0: the user wants none."""
+    return int(getattr(trainer, "log_every_n_steps", 50))
 
 
 def tensorboard_writer(logger: Any) -> Any | None:

@@ -31,7 +31,7 @@ def parse_span(text: str | float | int) -> tuple[float, str]:
     found = _SPAN.fullmatch(str(text))
     if found is None:
         raise ValueError(
-            f"must be like '50 steps', '3 windows', '30s', '5m' or a number of seconds, got {text!r}"
+            f"must be like '50 steps', '3 windows', '30s', '5m' or seconds, got {text!r}"
         )
     amount, unit = float(found[1]), found[2] or "s"
     if unit.startswith(("step", "window")):
@@ -132,7 +132,7 @@ class EscalationConfig(Settings):
     """Seconds that it must have been firing."""
 
 
-def _default_escalation() -> dict[str, EscalationConfig]:
+def _default_escalation() -> dict[Severity, EscalationConfig]:
     return {
         "critical": EscalationConfig(immediate=True),
         "error": EscalationConfig(delay=30.0),

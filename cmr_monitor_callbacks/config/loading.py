@@ -1,4 +1,4 @@
-"""From what a user wrote (a model, a mapping, a DictConfig) to a checked model, or a clear error."""
+"""From what a user wrote (a model, a mapping, a DictConfig) to checked settings, or an error."""
 
 from __future__ import annotations
 

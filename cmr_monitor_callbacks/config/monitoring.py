@@ -13,7 +13,7 @@ from cmr_monitor_callbacks.layers import matches
 
 
 class AlertThresholds(Settings):
-    """Short form of alert rules. Any other key must be the name of a rule, whose threshold it sets."""
+    """Short form of alert rules. Another key must be a rule's name, whose threshold it sets."""
 
     model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
     __pydantic_extra__: dict[str, float]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (config_root() / "cmr_monitor").glob("*.yaml")))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _text(name: str) -> str:
     return (config_root() / "cmr_monitor" / f"{name}.yaml").read_text(encoding="utf-8")
 

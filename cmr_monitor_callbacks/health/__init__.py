@@ -1,4 +1,4 @@
-"""From a snapshot to a verdict: rules, their states, a score. Pure functions of what is passed in."""
+"""From a snapshot to a verdict: rules, states, a score. Pure functions of what is passed in."""
 
 from cmr_monitor_callbacks.health.engine import evaluate
 from cmr_monitor_callbacks.health.report import ComponentHealth, HealthReport, assess

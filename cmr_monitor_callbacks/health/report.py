@@ -51,7 +51,7 @@ class HealthReport:
     known: frozenset[str] = frozenset()
 
     def numbers(self) -> dict[str, float]:
-        """The verdict as numbers by metric name; a component of which nothing is known is left out."""
+        """The verdict as numbers by metric name; unknown components are left out."""
         out = {
             "score": self.score,
             "status": float(self.status.code),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -142,9 +142,8 @@ class LayeredMetric(Metric):
             fill = math.nan if name == "gauges" else 0
             grown = torch.nn.functional.pad(getattr(self, name), (0, missing), value=fill)
             setattr(self, name, grown)
-            self._defaults[name] = torch.nn.functional.pad(
-                self._defaults[name], (0, missing), value=fill
-            )
+            default = cast(Tensor, self._defaults[name])
+            self._defaults[name] = torch.nn.functional.pad(default, (0, missing), value=fill)
 
     def _update_events(self, layer: Layers, **fields: Values) -> None:
         """Check and add what a user gave, one event or many."""
@@ -260,7 +259,7 @@ class LayeredMetric(Metric):
         self._merge(other, lambda a, b: _sum_of_given(torch.stack((a, b))))
 
     def merge_state(self, incoming_state: Any) -> None:
-        """torchmetrics' merge, for replicas: `merge_ranks` of a metric or of its ``metric_state``."""
+        """What torchmetrics calls for replicas: `merge_ranks` of a metric or ``metric_state``."""
         if isinstance(incoming_state, LayeredMetric):
             self.merge_ranks(incoming_state)
             return

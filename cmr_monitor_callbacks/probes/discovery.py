@@ -25,7 +25,7 @@ class FoundProbe:
 
 
 def find_probes(model: nn.Module) -> list[FoundProbe]:
-    """Every `CMRProbe` that a module of the model holds as an attribute or in a list, tuple or dict.
+    """Every `CMRProbe` that a module of the model holds: an attribute, or in a list, tuple or dict.
 
     Containers may be nested; each probe comes once, in the order of the modules.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -31,7 +31,7 @@ class ProbeLink(Protocol):
         """The running sums of a kind; None where that component is switched off."""
         ...
 
-    def add_any(self, kind: str, fields: tuple[Any, ...]) -> None:
+    def add_any(self, kind: str, fields: Sequence[Any]) -> None:
         """Check an event value by value and add it."""
         ...
 
@@ -123,7 +123,13 @@ class CMRProbe:
 
     def __init__(self, layer: Hashable | None = None) -> None:
         self.layer = layer
-        self._release()
+        self._link: ProbeLink | None = None
+        self._capture: Any = None
+        self._reconstruction: Any = None
+        self._retrieval: Any = None
+        self._buffer: Any = None
+        self._cells: dict[str, CellRow] | None = None
+        self._timer: ProbeTimer | _IdleTimer = _IDLE
 
     def __repr__(self) -> str:
         return f"CMRProbe(layer={self.layer!r})"
@@ -355,16 +361,9 @@ class CMRProbe:
     def detach(self, link: ProbeLink) -> None:
         """Stop recording, if this link is the one in use."""
         if self._link is link:
-            self._release()
-
-    def _release(self) -> None:
-        self._link: ProbeLink | None = None
-        self._capture: Any = None
-        self._reconstruction: Any = None
-        self._retrieval: Any = None
-        self._buffer: Any = None
-        self._cells: dict[str, CellRow] | None = None
-        self._timer: ProbeTimer | _IdleTimer = _IDLE
+            self._link = self._cells = None
+            self._capture = self._reconstruction = self._retrieval = self._buffer = None
+            self._timer = _IDLE
 
     def _add_compiled(self, kind: str, fields: tuple[Number, ...]) -> None:
         cells = self._cells

@@ -15,7 +15,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Event
 from typing import Any, Final
 
 import torch
@@ -43,13 +42,13 @@ class CellRow:
     """The device statistics of one kind of event at one layer.
 
     Attributes:
-        cells: shape ``(3, WIDTH)``, float64, a view of the packed tensor: values, number of samples,
-            number of values that were not finite.
+        cells: shape ``(3, WIDTH)``, float64, a view of the packed tensor: values, number of
+            samples, number of values that were not finite.
     """
 
     __slots__ = ("adding", "cells", "gate", "kind", "order", "used")
 
-    def __init__(self, kind: str, cells: Tensor, gate: Tensor, used: Event) -> None:
+    def __init__(self, kind: str, cells: Tensor, gate: Tensor, used: Flag) -> None:
         self.kind = kind
         self.used = used
         self.cells = cells
@@ -63,7 +62,7 @@ class CellRow:
         The host keeps the sample with a 0 in the tensor's place, so only values come here. Whole
         numbers cost one small kernel each and no synchronisation; reals three.
         """
-        self.used.set()
+        self.used.up = True
         with torch.no_grad():
             for row, value in enumerate(STATISTICS_OF[self.kind](*fields)):
                 if isinstance(value, Tensor):
@@ -151,12 +150,21 @@ class CellRead:
             packed.samples[_NONFINITE, slot] += rejected > 0
 
 
+class Flag:
+    """Whether the host wrote to a block since its last read."""
+
+    __slots__ = ("up",)
+
+    def __init__(self) -> None:
+        self.up = False
+
+
 class _Block:
     """Rows of one device, packed."""
 
     def __init__(self, device: torch.device, rows: list[tuple[str, int]]) -> None:
         self.rows = rows
-        self.used = Event()
+        self.used = Flag()
         self.packed = torch.zeros(len(rows), 3, WIDTH, dtype=torch.float64, device=device)
         self.start = torch.zeros_like(self.packed)
         for i, (kind, _) in enumerate(rows):
@@ -167,7 +175,7 @@ class _Block:
 
     def read(self) -> CellRead:
         """Start the copy to the host and empty the cells, without waiting."""
-        self.used.clear()
+        self.used.up = False
         rows = tuple(self.rows)
         if self.packed.device.type != "cuda":
             host = self.packed.cpu().clone()
@@ -218,7 +226,7 @@ class DeviceCells:
         read.
         """
         compiled = anything_compiled()
-        return [block.read() for block in self._blocks if compiled or block.used.is_set()]
+        return [block.read() for block in self._blocks if compiled or block.used.up]
 
 
 def anything_compiled() -> bool:

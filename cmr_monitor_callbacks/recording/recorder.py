@@ -1,8 +1,8 @@
 """The recorder: running sums for each layer, filled by probes, emptied at the end of a window.
 
-A probe call adds a few Python numbers to the slots of a *tally* and appends durations to a flat list:
-no object is made for an event, nothing grows with the number of events but the durations, and the
-end of a window costs the same however many events it held. What is not a plain Python number in
+A probe call adds a few Python numbers to the slots of a *tally* and appends durations to a flat
+list: no object is made for an event, nothing grows with the number of events but the durations, and
+the end of a window costs the same however many events it held. What is not a plain Python number in
 range takes the slow way, `Recorder.add_any`, which checks each value.
 
 The adds of one call are straight-line code, so that under the interpreter lock (3.11 and later) no
@@ -433,7 +433,9 @@ class Recorder:
         return self._index
 
     def _drain_times(self, packed: Packed, keep: Mapping[int, deque[float]]) -> None:
-        timers, seconds, weights = [], [], []
+        timers: list[int] = []
+        seconds: list[list[float]] = []
+        weights: list[list[float] | None] = []
         for timer, times in self._times.items():
             if not times:
                 continue

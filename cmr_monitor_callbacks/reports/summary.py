@@ -99,7 +99,7 @@ def _alerts(transitions: Sequence[Transition]) -> RenderableType:
 
 
 def _shown(name: str, value: float) -> str:
-    """A number as short as can be: shares in percent, times in ms; a dash where there is no data."""
+    """A number in short: shares in percent, times in ms, a dash where there is no data."""
     if math.isnan(value):
         return "–"
     unit = BY_NAME[name].unit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +88,8 @@ class MemoryLayer(nn.Module):
         self.k = retrieve
         self.capture_at_most = capture
         self.threshold = threshold
-        # a plain reference: the model owns the buffer, its state must not appear once per layer
-        self.__dict__["buffer"] = buffer
+        # in a list: the model owns the buffer, whose state must not appear once per layer
+        self._shared = [buffer]
         self.norm = nn.LayerNorm(dim)
         self.scorer = nn.Linear(dim, 1)
         self.query = nn.Linear(dim, dim)
@@ -99,6 +98,11 @@ class MemoryLayer(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.counters = LayerCounters()
         self.probe = CMRProbe(index)
+
+    @property
+    def buffer(self) -> LayeredMemoryBuffer:
+        """The buffer that all memory layers share."""
+        return self._shared[0]
 
     def forward(self, x: Tensor, step: int) -> Tensor:
         """Reconstruct, then capture (in training only).
@@ -139,7 +143,7 @@ class MemoryLayer(nn.Module):
             relevance = self.scorer(self.norm(memory.to(x.dtype))).transpose(1, 2)
             latent = (scores + relevance).softmax(2) @ value
             gate = self.gate(normed).sigmoid()
-            out = x + gate * self.out(latent)
+            out: Tensor = x + gate * self.out(latent)
         self.counters.reconstructions += 1
         if timer.seconds is not None:
             _keep(self.counters.reconstruction_seconds, timer.seconds)
@@ -176,10 +180,6 @@ class MemoryLayer(nn.Module):
         self.probe.buffer(
             store.size, store.capacity, self.buffer.nbytes(self.index), store.evicted - evicted
         )
-
-    def stats(self) -> dict[str, Any]:
-        """Counters as plain data."""
-        return vars(self.counters)
 
 
 def _keep(times: list[float], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The layered memory buffer: bounded per layer and in all, evicting by policy, read with a cache."""
+"""The layered memory buffer: bounded per layer and in all, evicting by policy, with a cache."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from cmr_monitor_callbacks import CMRProbe
-from examples.cmr_lm.layers import Block, MemoryLayer
+from examples.cmr_lm.layers import Block, LayerCounters, MemoryLayer
 from examples.cmr_lm.memory import LayeredMemoryBuffer, Policy
 
 
@@ -118,9 +118,9 @@ class FullCMRModel(nn.Module):
             return_memory_info: add the statistics of the memory.
 
         Returns:
-            ``logits`` of shape ``(batch, time, vocabulary)``, ``loss`` (nats per byte, 0-d), and with
-            ``return_memory_info`` the plain dictionaries ``performance_stats``, ``memory_stats`` and
-            ``memory_info``.
+            ``logits`` of shape ``(batch, time, vocabulary)``, ``loss`` (nats per byte, 0-d), and
+            with ``return_memory_info`` the plain dictionaries ``performance_stats``,
+            ``memory_stats`` and ``memory_info``.
         """
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         x = self.embed(input_ids) + self.position(positions)
@@ -129,8 +129,9 @@ class FullCMRModel(nn.Module):
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-            if str(number) in self.memory_layers:
-                x = self.memory_layers[str(number)](x, self.step)
+            memory = self.memory_layer(number)
+            if memory is not None:
+                x = memory(x, self.step)
         if self.training:
             self.step += 1
             if self.config.memory_enabled:
@@ -145,10 +146,20 @@ class FullCMRModel(nn.Module):
             outputs["memory_info"] = {"step": self.step, "layers": list(self.config.memory_layers)}
         return outputs
 
+    def memory_layer(self, number: int) -> MemoryLayer | None:
+        """The memory layer after a block, if there is one."""
+        if str(number) not in self.memory_layers:
+            return None
+        return cast(MemoryLayer, self.memory_layers[str(number)])
+
+    def _counters(self) -> dict[int, LayerCounters]:
+        layers = {int(key): cast(MemoryLayer, m) for key, m in self.memory_layers.items()}
+        return {number: layer.counters for number, layer in layers.items()}
+
     @property
     def performance_stats(self) -> dict[str, Any]:
         """What the memory layers did so far, as the specification names it."""
-        layers = {int(key): layer.counters for key, layer in self.memory_layers.items()}  # type: ignore[union-attr]
+        layers = self._counters()
         captures = [s for c in layers.values() for s in c.capture_seconds]
         reconstructions = [s for c in layers.values() for s in c.reconstruction_seconds]
         return {
@@ -170,7 +181,7 @@ class FullCMRModel(nn.Module):
         """What the buffer holds and how it is read, as the specification names it."""
         if not self.config.memory_enabled:
             return {}
-        counters = [layer.counters for layer in self.memory_layers.values()]  # type: ignore[union-attr]
+        counters = self._counters().values()
         retrievals = sum(c.retrievals for c in counters)
         hits = sum(c.cache_hits for c in counters)
         return {
@@ -182,11 +193,11 @@ class FullCMRModel(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The step and the counters, for a checkpoint."""
-        counters = {key: dict(layer.stats()) for key, layer in self.memory_layers.items()}  # type: ignore[operator]
+        counters = {str(number): dict(vars(c)) for number, c in self._counters().items()}
         return {"step": self.step, "counters": counters}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_extra_state`."""
         self.step = state["step"]
-        for key, layer in self.memory_layers.items():
-            vars(layer.counters).update(state["counters"][key])
+        for number, counters in self._counters().items():
+            vars(counters).update(state["counters"][str(number)])

@@ -182,6 +182,8 @@ def test_reconstructions() -> None:
     check(events, layer=1, reconstruction_calls=2, total_reconstructions=1, memories_used=4)
     check(events, layer=2, reconstruction_quality=NAN, avg_reconstruction_time=NAN)
     check([Reconstruction(1, 0)], layer=1, total_reconstructions=0, memories_used=NAN)
+    unknown: list[Event] = [Reconstruction(1, None, 0.5)]
+    check(unknown, reconstruction_calls=1, total_reconstructions=NAN, memories_used=NAN)
 
 
 # Buffers.
@@ -231,6 +233,18 @@ def test_capacity_is_at_most_the_total_limit() -> None:
     check([*layers, Buffer(None, None, 1000)], capacity=300, utilization_rate=1 / 3)
     empty: list[Event] = [Buffer(1, 0, 100), Buffer(None, None, 1000)]
     check(empty, capacity=100, utilization_rate=0)
+
+
+def test_the_total_limit_stands_alone_where_a_layer_that_held_names_none() -> None:
+    layers: list[Event] = [Buffer(1, 50, 100), Buffer(2, 900, None)]
+    total: list[Event] = [Buffer(None, None, 1000)]
+    check([*layers, *total], total_entries=950, capacity=1000, utilization_rate=0.95)
+    # Layer 2 never held anything: the 100 of layer 1 bounds what is there.
+    check([layers[0], Buffer(2, 0, None), *total], capacity=100, utilization_rate=0.5)
+    # It held something once, and now is empty.
+    check([*layers, Buffer(2, 0, None), *total], capacity=1000, utilization_rate=0.05)
+    # It names a limit later: the sum of both is a bound again.
+    check([*layers, Buffer(2, 800, 850), *total], capacity=950, utilization_rate=850 / 950)
 
 
 def test_entries_that_no_capacity_bounds_are_no_utilization() -> None:
@@ -287,7 +301,9 @@ def test_retrievals_weigh_by_operations() -> None:
     check(events, retrieval_time_p50=8)
     events.append(Retrieval(1, 9, 9, seconds=0.9))  # places 10 * 0.5 = 5, 9, 9 of 9 x 0.1, 8, 9
     check(events, retrieval_time_p50=0.1, retrieval_time_p95=8, retrieval_time_p99=8)
-    check([Retrieval(1, 0, 0, seconds=1.0)], retrieval_time_p50=NAN, avg_retrieval_time=NAN)
+    none: list[Event] = [Retrieval(1, 0, 0, seconds=1.0)]
+    check(none, retrieval_time_p50=NAN, avg_retrieval_time=NAN, total_retrievals=0)
+    check([*events, *none], retrieval_time_p50=0.1, avg_retrieval_time=17.9 / 11)
 
 
 # Errors and steps.
@@ -361,11 +377,11 @@ def test_random_events_are_valid_and_of_every_kind() -> None:
             assert all(c >= 0 for c in given)
             parts = [event.seconds]
         elif isinstance(event, Reconstruction):
-            assert event.memories_used >= 0
+            assert event.memories_used is not None and event.memories_used >= 0
             assert event.quality is None or 0 <= event.quality <= 1
             parts = [event.seconds]
         elif isinstance(event, Retrieval):
-            assert event.requested >= 0
+            assert event.requested is not None and event.requested >= 0
             assert event.hits is None or 0 <= event.hits <= event.requested
             assert event.quality is None or 0 <= event.quality <= 1
             parts = [event.seconds]
