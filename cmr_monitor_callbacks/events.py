@@ -1,9 +1,9 @@
 """What one probe call says, in statistics: the one place that turns fields into what is stored.
 
-Each function takes an event's fields (see ``catalogue.RECORDS``) as numbers, 0-d tensors or None
+Each function takes an event's fields (see ``catalogue.RECORDS``) as numbers, 0-d tensors or None,
 and gives the values of the component's statistics, in the order of ``catalogue.STATISTICS``. They
-use plain operators only, so that they serve Python numbers and tensors alike, inside ``torch.compile``
-too.
+use plain operators only, so that they serve Python numbers and tensors alike, inside
+``torch.compile`` too.
 """
 
 from __future__ import annotations

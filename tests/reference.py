@@ -254,9 +254,8 @@ NAMES = (*LAYER_NAMES, *_quantiles([]), *_steps([]), "error_rate")
 def random_events(rng: np.random.Generator, n: int, layers: Sequence[int | str]) -> list[Event]:
     """Valid events of every kind, with Nones, zeros and now and then no layer.
 
-    Of what is given: considered >= attempted >= captured >= stored >= 0, hits <= requested,
-    quality in 0..1, seconds log-uniform in 2e-6..10 (per operation and pass too), a step no shorter
-    than its parts. Entries are not conserved.
+    considered >= attempted >= captured >= stored >= 0, hits <= requested, quality in 0..1, seconds
+    log-uniform in 2e-6..10 (per operation and pass too), a step as long as its parts or longer.
     """
     return [_random_event(rng, layers) for _ in range(n)]
 

@@ -184,7 +184,7 @@ class _Block:
         host = torch.empty(self.packed.shape, dtype=torch.float64, pin_memory=True)
         host.copy_(self.packed, non_blocking=True)
         self.packed.copy_(self.start)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self.packed.device))
         return CellRead(rows, host, event)
 

@@ -1,0 +1,243 @@
+"""Settings: what is accepted, and what an error says."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from cmr_monitor_callbacks import CMRMonitorCallback, CMRPerformanceMonitor, ConfigError
+from cmr_monitor_callbacks.config import (
+    AlertConfig,
+    MonitoringConfig,
+    ProbesConfig,
+    SinksConfig,
+    config_root,
+    load_preset,
+    parse,
+    preset_names,
+)
+
+MONITORING = {
+    "enable_real_time": True,
+    "enable_profiling": False,
+    "metric_collection_interval": 1.0,
+    "health_check_interval": 5.0,
+    "max_history_size": 1000,
+    "alert_thresholds": {"high_latency": 0.1, "low_efficiency": 0.7, "high_error_rate": 0.05},
+}
+ALERTS = {
+    "enable_alerts": True,
+    "alert_channels": ["console", "log"],
+    "severity_levels": ["warning", "error", "critical"],
+    "alert_cooldown": 60.0,
+    "escalation_rules": {
+        "critical": {"immediate": True},
+        "error": {"delay": 30.0},
+        "warning": {"delay": 300.0},
+    },
+}
+
+
+def test_the_specifications_dictionaries_work_verbatim() -> None:
+    monitor = CMRPerformanceMonitor(MONITORING, alert_config=ALERTS)
+    rules = {rule.name: rule for rule in monitor.alerts.rules}
+    assert rules["high_latency"].metric == "avg_latency"
+    assert rules["high_latency"].thresholds[0].fire == 0.1
+    assert rules["low_efficiency:capture_efficiency"].condition == "<"
+    assert rules["low_efficiency:storage_efficiency"].thresholds[0].fire == 0.7
+    assert rules["high_error_rate"].thresholds[0].severity.value == "error"
+    assert monitor.config.metric_collection_interval == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"log_every_n_steps": 0}, "monitoring.log_every_n_steps must be at least 1, got 0"),
+        (
+            {"log_every_n_steps": 2.5},
+            "monitoring.log_every_n_steps must be a whole number, got 2.5",
+        ),
+        (
+            {"metric_collection_interval": -1},
+            "monitoring.metric_collection_interval must be greater than 0.0, got -1",
+        ),
+        ({"enable_real_time": "perhaps"}, "monitoring.enable_real_time must be true or false"),
+        (
+            {"alert_thresholds": {"low_efficiency": 1.5}},
+            "monitoring.alert_thresholds.low_efficiency must be at most 1.0, got 1.5",
+        ),
+        (
+            {"on_monitor_error": "rais"},
+            "monitoring.on_monitor_error must be 'log' or 'raise', got 'rais'; did you mean 'raise'?",
+        ),
+        ({"components": ["captur"]}, "'captur' names no component; did you mean 'capture'?"),
+        ({"layer_metrics": ["states_stord"]}, "did you mean 'states_stored'?"),
+        ({"log_evry_n_steps": 5}, "monitoring.log_evry_n_steps is not a setting; did you mean"),
+        ({"alert_thresholds": {"low_efficency": 0.5}}, "did you mean 'low_efficiency'?"),
+        ({"enable_profiling": True}, "monitoring.enable_profiling must be False, got True"),
+    ],
+)
+def test_a_wrong_monitoring_setting_names_field_value_and_what_is_allowed(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        CMRMonitorCallback(monitoring=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alert_channels": ["consol"]}, "must be 'console' or 'log', got 'consol'"),
+        ({"alert_cooldown": -1}, "alerts.alert_cooldown must be at least 0.0, got -1"),
+        ({"severity_levels": ["error", "warning"]}, "must be an ordered subset of"),
+        ({"escalation_rules": {"error": {"dellay": 3}}}, "did you mean 'delay'?"),
+        (
+            {"rules": {"x": {"metric": "storage_eficiency", "condition": "<", "thresholds": {}}}},
+            "did you mean 'storage_efficiency'?",
+        ),
+        (
+            {
+                "rules": {
+                    "x": {
+                        "metric": "error_rate",
+                        "condition": ">",
+                        "thresholds": {"warning": {"fire": 0.1, "recover": 0.2}},
+                    }
+                }
+            },
+            "must lie on the good side of fire",
+        ),
+        (
+            {
+                "rules": {
+                    "x": {
+                        "metric": "error_rate",
+                        "condition": "=>",
+                        "thresholds": {"warning": 0.1},
+                    }
+                }
+            },
+            "alerts.rules.x.condition must be",
+        ),
+        (
+            {
+                "rules": {
+                    "x": {
+                        "metric": "error_rate",
+                        "condition": ">",
+                        "thresholds": {"warning": 0.1},
+                        "for": "3 parsecs",
+                    }
+                }
+            },
+            "must be like '50 steps'",
+        ),
+        (
+            {
+                "severity_levels": ["error"],
+                "rules": {
+                    "x": {"metric": "error_rate", "condition": ">", "thresholds": {"warning": 1}}
+                },
+            },
+            "rules.x uses severity 'warning'",
+        ),
+    ],
+)
+def test_a_wrong_alert_setting_names_what_is_wrong(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        CMRMonitorCallback(alerts=settings)
+
+
+def test_a_threshold_set_in_two_places_is_an_error() -> None:
+    rule = {"metric": "avg_latency", "condition": ">", "thresholds": {"error": 0.2}}
+    with pytest.raises(ConfigError, match="keep one"):
+        CMRMonitorCallback(
+            monitoring={"alert_thresholds": {"high_latency": 0.1}},
+            alerts={"rules": {"high_latency": rule}},
+        )
+
+
+def test_a_threshold_may_be_set_by_the_name_of_a_rule() -> None:
+    rule = {"metric": "avg_latency", "condition": ">", "thresholds": {"error": 0.2}}
+    callback = CMRMonitorCallback(
+        monitoring={"alert_thresholds": {"slow": 0.3}}, alerts={"rules": {"slow": rule}}
+    )
+    assert [t.fire for t in callback.monitor.alerts.rules[0].thresholds] == [0.3]
+
+
+def test_monitor_and_settings_together_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="monitoring must be set on the monitor"):
+        CMRMonitorCallback(monitoring={}, monitor=CMRPerformanceMonitor())
+
+
+def test_a_dictconfig_is_accepted_and_resolved() -> None:
+    node = OmegaConf.create({"n": 7, "monitoring": {"log_every_n_steps": "${n}"}})
+    callback = CMRMonitorCallback(monitoring=node.monitoring)
+    assert callback.monitor.config.log_every_n_steps == 7
+
+
+def test_a_model_is_taken_as_it_is_and_others_are_refused() -> None:
+    config = MonitoringConfig(log_every_n_steps=3)
+    assert parse(MonitoringConfig, config, "monitoring") is config
+    with pytest.raises(ConfigError, match="monitoring must be a MonitoringConfig or a mapping"):
+        parse(MonitoringConfig, 3, "monitoring")
+
+
+def test_omegaconf_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "omegaconf")
+    assert parse(MonitoringConfig, {"log_every_n_steps": 3}, "monitoring").log_every_n_steps == 3
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_valid_and_lists_every_field(name: str) -> None:
+    preset = load_preset(name)
+    CMRMonitorCallback(**preset)
+    assert set(preset) == {"monitoring", "alerts", "probes", "sinks"}
+    for key, model in (
+        ("monitoring", MonitoringConfig),
+        ("alerts", AlertConfig),
+        ("probes", ProbesConfig),
+        ("sinks", SinksConfig),
+    ):
+        assert set(preset[key]) == set(model.model_fields)
+    for rule in preset["alerts"]["rules"].values():
+        assert set(rule) == {
+            "metric",
+            "select",
+            "over",
+            "condition",
+            "thresholds",
+            "for",
+            "summary",
+        }
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_option_of_a_preset_is_commented(name: str) -> None:
+    lines = (config_root() / "cmr_monitor" / f"{name}.yaml").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"  \w+:", line):
+            assert lines[number - 1].strip().startswith("#"), line
+
+
+def test_the_preset_default_is_what_no_arguments_give() -> None:
+    plain, preset = CMRMonitorCallback(), CMRMonitorCallback(**load_preset("default"))
+    assert plain.monitor.config == preset.monitor.config
+    assert plain.monitor.alert_config == preset.monitor.alert_config
+    assert plain.sinks_config == preset.sinks_config
+
+
+def test_there_are_four_presets() -> None:
+    assert preset_names() == ("default", "minimal", "quiet", "strict")
+    with pytest.raises(ConfigError, match="did you mean 'strict'"):
+        load_preset("strickt")
+
+
+def test_the_callbacks_group_holds_a_target() -> None:
+    group = yaml.safe_load((config_root() / "callbacks" / "cmr_monitor.yaml").read_text())
+    assert group["cmr_monitor"]["_target_"] == "cmr_monitor_callbacks.CMRMonitorCallback"
