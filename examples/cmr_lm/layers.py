@@ -118,8 +118,12 @@ class MemoryLayer(nn.Module):
         return reconstructed
 
     def _retrieve(self, x: Tensor, step: int) -> Tensor | None:
+        """Ask with the first positions of each sequence, for those after them."""
         with self.probe.timer() as timer:
-            found = self.buffer.retrieve(self.index, x.detach().mean(1), self.k, step)
+            query = x[:, : self._asking(x)].detach().mean(1)
+            found = self.buffer.retrieve(
+                self.index, query, self.k, step, remember=self.training
+            )
         if found is None:
             return None
         operations = len(x)
@@ -130,20 +134,27 @@ class MemoryLayer(nn.Module):
         )
         return found.states
 
+    @staticmethod
+    def _asking(x: Tensor) -> int:
+        """Positions that ask: what they find must not reach them, or the future would."""
+        return max(1, x.shape[1] // 4)
+
     def _reconstruct(self, x: Tensor, memory: Tensor | None) -> Tensor:
-        """Attend to the memories and blend what they say into the stream."""
+        """Attend to the memories and blend what they say into the stream, after the asking ones."""
         if memory is None:
             self.probe.reconstruction(0)
             return x
         with self.probe.timer() as timer:
-            normed = self.norm(x)
+            asking = self._asking(x)
+            normed = self.norm(x[:, asking:])
             key, value = self.key_value(self.norm(memory.to(x.dtype))).chunk(2, dim=2)
             scores = self.query(normed) @ key.transpose(1, 2) / key.shape[2] ** 0.5
             # the scorer's own judgement of each memory takes part, and is trained by it
             relevance = self.scorer(self.norm(memory.to(x.dtype))).transpose(1, 2)
             latent = (scores + relevance).softmax(2) @ value
             gate = self.gate(normed).sigmoid()
-            out: Tensor = x + gate * self.out(latent)
+            woven = x[:, asking:] + gate * self.out(latent)
+            out = torch.cat((x[:, :asking], woven), dim=1)
         self.counters.reconstructions += 1
         if timer.seconds is not None:
             _keep(self.counters.reconstruction_seconds, timer.seconds)

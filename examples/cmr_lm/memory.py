@@ -205,7 +205,9 @@ class LayeredMemoryBuffer(nn.Module):
         return may_go[value[may_go].argsort(stable=True)][:wanted]
 
     @torch.no_grad()
-    def retrieve(self, layer: int, queries: Tensor, k: int, step: int) -> Retrieved | None:
+    def retrieve(
+        self, layer: int, queries: Tensor, k: int, step: int, *, remember: bool = True
+    ) -> Retrieved | None:
         """The ``k`` entries most like each query; None while the layer holds fewer.
 
         Args:
@@ -213,6 +215,8 @@ class LayeredMemoryBuffer(nn.Module):
             queries: shape ``(batch, dim)``; each is an operation of its own.
             k: entries for each query.
             step: the current step.
+            remember: whether the read protects the entries and its answer is cached; false leaves
+                the buffer as it was.
         """
         store = self._on(layer, queries.device)
         if store.size < k:
@@ -227,10 +231,12 @@ class LayeredMemoryBuffer(nn.Module):
             best = (unit[missing] @ held.T).topk(k, dim=1).indices
             for i, rows in zip(missing, best, strict=True):
                 found[i] = rows
-                cached = _Cached(rows, store.stored_at[rows].clone(), step)
-                self.cache.answers[layer, codes[i]] = cached
+                if remember:
+                    cached = _Cached(rows, store.stored_at[rows].clone(), step)
+                    self.cache.answers[layer, codes[i]] = cached
         rows = torch.stack([r for r in found if r is not None])
-        store.read_at[rows.flatten()] = step
+        if remember:
+            store.read_at[rows.flatten()] = step
         states = store.states[rows]
         cosine = torch.einsum("bd,bkd->bk", unit, nn.functional.normalize(states, dim=2))
         similarity = cosine.mean().clamp(0, 1)
@@ -270,8 +276,12 @@ class LayeredMemoryBuffer(nn.Module):
         }
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Entries and counters, for a checkpoint."""
-        return {
+        """Entries, counters and cached answers, for a checkpoint."""
+        answers = [
+            (layer, code, found.rows, found.stored_at, found.step)
+            for (layer, code), found in self.cache.answers.items()
+        ]
+        layers = {
             str(layer): {
                 "capacity": store.capacity,
                 "states": store.states[: store.size].clone(),
@@ -283,18 +293,22 @@ class LayeredMemoryBuffer(nn.Module):
             }
             for layer, store in self.layer_buffers.items()
         }
+        return {"layers": layers, "answers": answers}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `get_extra_state`; cached answers are found anew."""
+        """The inverse of `get_extra_state`."""
         for layer, old in self.layer_buffers.items():
-            saved = state[str(layer)]
+            saved = state["layers"][str(layer)]
             store = LayerStore.empty(saved["capacity"], self.dim, old.states.device)
             store.size = len(saved["states"])
             for name in ("states", "relevance", "stored_at", "read_at"):
                 getattr(store, name)[: store.size] = saved[name]
             store.evicted, store.cleared = saved["evicted"], saved["cleared"]
             self.layer_buffers[layer] = store
-        self.cache.answers.clear()
+        self.cache.answers = {
+            (layer, code): _Cached(rows, stored_at, step)
+            for layer, code, rows, stored_at, step in state["answers"]
+        }
 
     def _on(self, layer: int, device: torch.device) -> LayerStore:
         """The layer's store, moved to where the states are."""
