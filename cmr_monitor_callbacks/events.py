@@ -47,6 +47,8 @@ def retrieval(
     requested: Number, returned: Number, hits: Number, seconds: Number, quality: Number
 ) -> Values:
     """Statistics of the retrieval operations of one call."""
+    if isinstance(requested, (int, float)) and requested == 0:
+        seconds = None  # a call without an operation took time, but none per operation
     with_cache = None if hits is None else requested
     timed = None if seconds is None else requested
     return requested, returned, hits, with_cache, timed, seconds, quality

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: events as the reference takes them, beside the probe calls that say them."""
+"""Hypothesis strategies: events as the reference takes them, and the probe calls that say so."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ def calls(draw: st.DrawFn, *, invalid: bool = False, tensors: bool = False) -> C
     if kind not in FIELDS:
         return Call(event, event, {})
     call = Call(event, event, {name: getattr(event, name) for name in FIELDS[kind]})
-    for name, value in list(call.given.items()):
+    for name in FIELDS[kind]:
+        value = call.given[name]
         ways = ["plain", "plain", "numpy"] + ["tensor"] * tensors + ["invalid"] * invalid
         way = draw(st.sampled_from(ways))
         if way == "invalid":

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from cmr_monitor_callbacks.catalogue import (
     METRICS,
+    REAL_FIELDS,
     RECORDS,
     STATISTICS,
     UNIT_INTERVAL,
@@ -242,6 +243,22 @@ class LayeredMetric(Metric):
         """Back to no data; layers stay known."""
         super().reset()  # the defaults grew with the layers
 
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        """As in torchmetrics; persistent states carry their layers' ids along."""
+        out = super().state_dict(*args, prefix=prefix, **kwargs)
+        if self._persistent["counts"]:
+            out[f"{prefix}layer_ids"] = list(self.layers)
+        return out
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        layers = state_dict.pop(f"{prefix}layer_ids", None)
+        if layers is not None:
+            fresh = type(self)(layers)
+            self.layout, self._defaults = fresh.layout, fresh._defaults
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def merge_steps(self, later: LayeredMetric) -> None:
         """Add a later stretch of the same rank's steps; gauges take the later value.
 
@@ -291,16 +308,25 @@ def _as_array(name: str, value: Values) -> Array:
     """A field's values as float64, checked.
 
     Raises:
-        ValueError: infinite, negative, or over 1 where 0..1 is allowed.
+        ValueError: no number or flat sequence of numbers, infinite, negative, over 1 where 0..1 is
+            allowed, or no whole number where it counts something.
     """
     if value is None:
         return np.full(1, np.nan)
     if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    array = np.atleast_1d(np.asarray(value, dtype=np.float64))
+        value = value.detach().cpu().double().numpy()
+    try:
+        array = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    except (TypeError, ValueError):
+        array = np.empty((0, 0))
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a number or a flat sequence of numbers, got {value!r}")
     highest = 1.0 if name in UNIT_INTERVAL else np.finfo(np.float64).max
     bad = (array < 0) | (array > highest)
     if bad.any():
         allowed = "in 0..1" if name in UNIT_INTERVAL else "finite and at least 0"
         raise ValueError(f"{name} must be {allowed}, got {array[bad][0]:g}")
+    broken = array > np.floor(array)
+    if name not in REAL_FIELDS and broken.any():
+        raise ValueError(f"{name} must be a whole number, got {array[broken][0]:g}")
     return array

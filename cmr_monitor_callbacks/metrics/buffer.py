@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import torch
+import math
 
-from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values, _as_list
+import numpy as np
+
+from cmr_monitor_callbacks.metrics.base import LayeredMetric, Layers, Values, _as_array, _as_list
 
 
 class BufferMetric(LayeredMetric):
@@ -68,9 +70,12 @@ class BufferMetric(LayeredMetric):
 
     def _add_stored(self, layer: Layers, stored: Values) -> None:
         ids = _as_list(layer)
-        given = torch.as_tensor(stored, dtype=torch.float64).cpu().reshape(-1).expand(len(ids))
+        given = _as_array("stored", stored)
+        n = max(len(ids), len(given))
         row = self.statistics.index("states_stored")
-        for layer_id, value in zip(ids, given.tolist(), strict=True):
-            slot = self.layout.column(layer_id)
-            self.counts[-1, slot] += int(value)  # the one borrowed row, after the own ones
-            self.samples[row, slot] += 1
+        ids = ids * n if len(ids) == 1 else ids
+        for layer_id, value in zip(ids, np.broadcast_to(given, n).tolist(), strict=True):
+            if not math.isnan(value):
+                slot = self.layout.column(layer_id)
+                self.counts[-1, slot] += int(value)  # the one borrowed row, after the own ones
+                self.samples[row, slot] += 1

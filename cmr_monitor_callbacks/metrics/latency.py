@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from cmr_monitor_callbacks.metrics.base import LayeredMetric, Values
+from cmr_monitor_callbacks.metrics.base import Values
+from cmr_monitor_callbacks.metrics.per_rank import PerRankMetric
 
 
-class LatencyMetric(LayeredMetric):
+class LatencyMetric(PerRankMetric):
     """Step, data-wait, forward, backward, optimizer and monitor time, in seconds.
+
+    Over ranks, ``total_forward_time`` is the slowest rank's.
 
     >>> metric = LatencyMetric()
     >>> metric.update(step=0.12, data_wait=0.01, forward=0.05, backward=0.06, optimizer=0.01)
@@ -17,6 +20,7 @@ class LatencyMetric(LayeredMetric):
     """
 
     component = "timing"
+    over_ranks = {"total_forward_time": max}  # noqa: RUF012
 
     def update(
         self,

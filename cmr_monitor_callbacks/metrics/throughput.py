@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from cmr_monitor_callbacks.metrics.base import LayeredMetric, Values
-
-_RATES = {
-    "throughput": ("samples", "sample_seconds"),
-    "tokens_per_second": ("tokens", "token_seconds"),
-}
+from cmr_monitor_callbacks.metrics.base import Values
+from cmr_monitor_callbacks.metrics.per_rank import PerRankMetric
 
 
-class ThroughputMetric(LayeredMetric):
+class ThroughputMetric(PerRankMetric):
     """Samples and tokens per wall second.
 
     Over ranks the rates add: two ranks of 100 samples/s make 200 samples/s, however long each took.
@@ -28,7 +20,7 @@ class ThroughputMetric(LayeredMetric):
     """
 
     component = "throughput"
-    rank_reduction = None  # states of all ranks are kept apart: rates add, times do not
+    over_ranks = {"throughput": math.fsum, "tokens_per_second": math.fsum}  # noqa: RUF012
 
     def update(
         self,
@@ -49,26 +41,3 @@ class ThroughputMetric(LayeredMetric):
             ValueError: a value is negative or infinite.
         """
         self._update_events(None, samples=samples, tokens=tokens, step=step, data_wait=data_wait)
-
-    def compute(self) -> dict[str, Tensor]:
-        """See `LayeredMetric.compute`; after a sync, rates are sums of the ranks' rates."""
-        if self.counts.ndim == 2:
-            return super().compute()
-        ranks = [self._of_rank(rank) for rank in range(len(self.counts))]
-        total = ThroughputMetric(self.layers)
-        for rank in ranks:
-            total.merge_ranks(rank)
-        out = total.compute()
-        for name in _RATES:
-            rates = [float(rank.compute()[name]) for rank in ranks]
-            given = [rate for rate in rates if not math.isnan(rate)]
-            out[name] = torch.tensor(sum(given) if given else math.nan, dtype=torch.float64)
-        return out
-
-    def _of_rank(self, rank: int) -> ThroughputMetric:
-        metric = ThroughputMetric(self.layers)
-        for name in ("counts", "sums", "samples"):
-            state: Any = getattr(self, name)[rank]
-            setattr(metric, name, state.clone())
-        metric._update_count = 1
-        return metric
