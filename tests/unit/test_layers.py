@@ -83,6 +83,6 @@ def test_columns_are_given_in_order_of_arrival_and_stay() -> None:
 @pytest.mark.parametrize(("first", "second"), [("a b", "a/b"), (4, "04"), ((1, 2), "(1, 2) ")])
 def test_ids_that_would_look_alike(first: object, second: object) -> None:
     layout = Layout([first])  # type: ignore[list-item]
-    with pytest.raises(LayerError, match="would both be shown as 'layer_.*'; rename one"):
+    with pytest.raises(LayerError, match=r"would both be shown as 'layer_.*'; rename one"):
         layout.column(second)  # type: ignore[arg-type]
     assert layout.width == 2

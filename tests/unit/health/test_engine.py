@@ -1,0 +1,258 @@
+"""The alert engine by hand-worked timelines: time and step are passed in."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, MonitoringConfig, parse
+from cmr_monitor_callbacks.errors import ConfigError
+from cmr_monitor_callbacks.health import (
+    AlertRule,
+    AlertState,
+    Phase,
+    Severity,
+    Threshold,
+    compile_rules,
+    evaluate,
+)
+from cmr_monitor_callbacks.packed import METRIC_ROW, Packed, read_counters
+from cmr_monitor_callbacks.snapshot import Snapshot
+
+NAN = math.nan
+WARN = (Threshold(Severity.WARNING, 10.0, 8.0),)
+BOTH = (Threshold(Severity.CRITICAL, 20.0, 15.0), *WARN)
+INACTIVE, PENDING, FIRING = Phase.INACTIVE, Phase.PENDING, Phase.FIRING
+
+
+def snapshot(metric: str, *values: float, layers: tuple[Any, ...] = ()) -> Snapshot:
+    """One metric of the window: the whole, then the layers."""
+    packed = Packed.empty(len(values))
+    window = np.full((len(METRIC_ROW), len(values)), NAN)
+    window[METRIC_ROW[metric]] = values
+    counters = read_counters(packed)
+    return Snapshot("train", 0, 0.0, 1, layers, packed, counters, window)
+
+
+def rule(thresholds: tuple[Threshold, ...] = WARN, **more: Any) -> AlertRule:
+    return AlertRule("slow", "step_time", more.pop("condition", ">"), thresholds, **more)
+
+
+def timeline(
+    one: AlertRule, values: list[float], every: int = 10, seconds: float = 5.0
+) -> list[tuple[Phase, str | None]]:
+    """Phase and severity after each window; windows of so many steps and seconds."""
+    states: Any = {}
+    out = []
+    for i, value in enumerate(values):
+        now = snapshot("step_time", value)
+        states, _ = evaluate(
+            [one], states, now, step=i * every, now=1000 + i * seconds, window=i + 1
+        )
+        state = states.get(("slow", None))
+        severity = None if state is None or state.severity is None else state.severity.value
+        out.append((INACTIVE if state is None else state.phase, severity))
+    return out
+
+
+def phases(one: AlertRule, values: list[float], **how: Any) -> str:
+    """One letter a window: - inactive, p pending, F firing."""
+    letters = {INACTIVE: "-", PENDING: "p", FIRING: "F"}
+    return "".join(letters[phase] for phase, _ in timeline(one, values, **how))
+
+
+@pytest.mark.parametrize(
+    ("hold", "unit", "expected"),
+    [
+        (0, "seconds", "-FFFFFF-"),
+        (20, "steps", "-ppFFFF-"),  # met at step 10; 20 steps on is step 30
+        (21, "steps", "-pppFFF-"),
+        (3, "windows", "-pppFFF-"),
+        (10.0, "seconds", "-ppFFFF-"),  # 5 s a window
+        (10.1, "seconds", "-pppFFF-"),
+    ],
+)
+def test_for(hold: float, unit: str, expected: str) -> None:
+    one = rule(hold=hold, hold_unit=unit)
+    assert phases(one, [1, 11, 11, 11, 11, 11, 11, 1]) == expected
+
+
+def test_pending_begins_anew_after_a_good_window() -> None:
+    one = rule(hold=2, hold_unit="windows")
+    assert phases(one, [11, 11, 9, 11, 11, 11, 9]) == "pp-ppFF"  # 9 is over recover: still firing
+    assert phases(one, [11, 11, 9, 11, 11, 11, 8]) == "pp-ppF-"
+
+
+def test_hysteresis() -> None:
+    assert phases(rule(), [9, 10, 10.1, 10, 9, 8.1, 8, 9, 10, 11]) == "--FFFF---F"
+    below = rule((Threshold(Severity.WARNING, 0.5, 0.6),), condition="<")
+    assert phases(below, [0.55, 0.5, 0.49, 0.5, 0.59, 0.6, 0.55]) == "--FFF--"
+
+
+def test_no_data_keeps_everything_as_it_is() -> None:
+    one = rule(hold=30, hold_unit="steps")
+    assert phases(one, [NAN, 11, NAN, NAN, 11, NAN, 11, NAN, 1]) == "-pppFFFF-"
+    assert phases(rule(condition="!="), [NAN, NAN]) == "--"
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        (">", [11.0]),
+        (">=", [10.0, 11.0]),
+        ("<", [9.0]),
+        ("<=", [9.0, 10.0]),
+        ("==", [10.0]),
+        ("!=", [9.0, 11.0]),
+    ],
+)
+def test_conditions(condition: str, holds: list[float]) -> None:
+    one = rule((Threshold(Severity.ERROR, 10.0, 10.0),), condition=condition)
+    assert [v for v in (9.0, 10.0, 11.0, NAN) if phases(one, [v]) == "F"] == holds
+
+
+def test_the_highest_severity_met_wins_and_falls_by_its_own_recovery() -> None:
+    got = timeline(rule(BOTH), [11, 21, 16, 15, 9, 8])
+    assert got == [
+        (FIRING, "warning"),
+        (FIRING, "critical"),
+        (FIRING, "critical"),
+        (FIRING, "warning"),
+        (FIRING, "warning"),
+        (INACTIVE, None),
+    ]
+
+
+def test_a_rise_is_one_and_the_same_alert() -> None:
+    states: Any = {}
+    changes = []
+    for i, value in enumerate([11, 12, 21, 1]):
+        states, transitions = evaluate(
+            [rule(BOTH)], states, snapshot("step_time", value), step=i, now=100.0 + i, window=i
+        )
+        changes += [(t.name, t.step, t.time, t.state.value) for t in transitions]
+        for state in states.values():
+            assert (state.since_step, state.since_time, state.fired_time) == (0, 100.0, 100.0)
+    assert changes == [
+        ("firing", 0, 100.0, 11),
+        ("changed", 2, 102.0, 21),
+        ("resolved", 3, 103.0, 1),
+    ]
+
+
+def test_a_pending_alert_that_ends_was_never_resolved() -> None:
+    one = rule(hold=5, hold_unit="windows")
+    states, first = evaluate([one], {}, snapshot("step_time", 11), step=0, now=0, window=1)
+    _, second = evaluate([one], states, snapshot("step_time", 1), step=1, now=1, window=2)
+    assert [t.name for t in (*first, *second)] == ["pending", "inactive"]
+
+
+def test_one_alert_for_each_layer() -> None:
+    one = rule((Threshold(Severity.ERROR, 0.5, 0.5),), condition="<", layer="4|1*")
+    one = AlertRule("refused", "storage_efficiency", "<", one.thresholds, layer="4|1*")
+    layers = (12, 4, 6, "1x", 10)
+    values = (0.0, 0.1, 0.2, 0.0, 0.3, 0.9)
+    states, changed = evaluate(
+        [one],
+        {},
+        snapshot("storage_efficiency", *values, layers=layers),
+        step=7,
+        now=0,
+        window=1,
+    )
+    assert [key for key in states] == [("refused", i) for i in (4, 12, "1x")]
+    assert [t.message for t in changed] == [
+        "layer 4: storage_efficiency is 0.2 (< 0.5)",
+        "layer 12: storage_efficiency is 0.1 (< 0.5)",
+        "layer 1x: storage_efficiency is 0.3 (< 0.5)",
+    ]
+    later = snapshot("storage_efficiency", 1, 0.6, NAN, 0.6, NAN, 0.9, layers=layers)
+    kept, ended = evaluate([one], states, later, step=8, now=1, window=2)
+    assert set(kept) == {("refused", 4), ("refused", "1x")}
+    assert [(t.name, t.message) for t in ended] == [
+        ("resolved", "layer 12: storage_efficiency is 0.6 again")
+    ]
+
+
+def test_states_of_rules_that_are_gone_drop_and_arguments_stay() -> None:
+    states = {("old", None): AlertState("old", None, FIRING, Severity.ERROR)}
+    before = dict(states)
+    new, changed = evaluate([rule()], states, snapshot("step_time", 1), step=1, now=1, window=1)
+    assert (new, changed, states) == ({}, [], before)
+
+
+def test_an_alert_goes_on_after_a_round_trip() -> None:
+    one = rule(BOTH, hold=3, hold_unit="windows")
+    states, _ = evaluate([one], {}, snapshot("step_time", 21), step=10, now=5, window=1)
+    data = json.loads(json.dumps([state.to_dict() for state in states.values()]))
+    loaded = {state.key: state for state in map(AlertState.from_dict, data)}
+    assert loaded == states
+    for window, phase in ((3, PENDING), (4, FIRING)):
+        now = snapshot("step_time", 21)
+        new, _ = evaluate([one], loaded, now, step=10 * window, now=5 * window, window=window)
+        assert new["slow", None].phase is phase
+
+
+# The short form.
+
+
+def short(rules: dict[str, Any] | None = None, levels: Any = None, **limits: float) -> Any:
+    alerts = parse(
+        AlertConfig,
+        {"rules": rules or {}, **({"severity_levels": levels} if levels else {})},
+        "alerts",
+    )
+    thresholds = parse(MonitoringConfig, {"alert_thresholds": limits}, "monitoring")
+    assert isinstance(thresholds.alert_thresholds, AlertThresholds)
+    return compile_rules(alerts, thresholds.alert_thresholds)
+
+
+def test_short_form() -> None:
+    got = short(high_latency=0.1, low_efficiency=0.7, high_error_rate=0.05)
+    assert {(r.metric, r.condition, r.thresholds, r.hold, r.layer, r.over) for r in got} == {
+        (metric, condition, (Threshold(Severity.ERROR, limit, limit),), 0.0, None, "window")
+        for metric, condition, limit in (
+            ("avg_latency", ">", 0.1),
+            ("capture_efficiency", "<", 0.7),
+            ("storage_efficiency", "<", 0.7),
+            ("error_rate", ">", 0.05),
+        )
+    }
+    assert short() == ()
+
+
+@pytest.mark.parametrize(
+    ("levels", "severity"),
+    [(["warning"], "warning"), (["warning", "critical"], "warning"), (["critical"], "critical")],
+)
+def test_short_form_is_of_the_highest_severity_up_to_error(levels: Any, severity: str) -> None:
+    (one,) = short(levels=levels, high_latency=0.1)
+    assert [t.severity.value for t in one.thresholds] == [severity]
+
+
+STALL = {"metric": "step_time", "condition": ">", "thresholds": {"warning": 1.0}}
+
+
+def test_a_rules_name_sets_its_threshold() -> None:
+    (one,) = short({"stall": STALL}, stall=2.5)
+    assert one.thresholds == (Threshold(Severity.WARNING, 2.5, 2.5),)
+
+
+def test_an_unknown_key_names_the_closest() -> None:
+    with pytest.raises(ConfigError, match="high_latncy.*did you mean 'high_latency'"):
+        short(high_latncy=0.1)
+    with pytest.raises(ConfigError, match="stal .*did you mean 'stall'"):
+        short({"stall": STALL}, stal=0.1)
+
+
+def test_the_same_key_twice() -> None:
+    for key in ("high_latency", "low_efficiency"):
+        with pytest.raises(ConfigError, match=f"{key} is set in .* and as alerts.rules.{key}"):
+            short({key: STALL}, **{key: 0.1})
+    two = {**STALL, "thresholds": {"warning": 1.0, "error": 2.0}}
+    with pytest.raises(ConfigError, match=r"'stall' has 2 thresholds; set alerts\.rules\.stall"):
+        short({"stall": two}, stall=0.1)
