@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS, Store
 from cmr_monitor_callbacks.events import STATISTICS_OF
@@ -55,8 +55,8 @@ def add_event(packed: Packed, component: str, column: int, fields: Sequence[Any]
 def add_durations(
     packed: Packed,
     timers: Sequence[int],
-    seconds: Sequence[Sequence[float]],
-    weights: Sequence[Sequence[float] | None],
+    seconds: Sequence[NDArray[np.float64]],
+    weights: Sequence[NDArray[np.float64] | None],
 ) -> None:
     """Add durations to histograms, all timers in one pass.
 
@@ -67,20 +67,19 @@ def add_durations(
         weights: for each timer how often each duration counts; None: once.
     """
     lengths = [len(one) for one in seconds]
-    flat = np.fromiter(chain.from_iterable(seconds), np.float64, sum(lengths))
+    flat = np.concatenate(seconds)
     keys = buckets_of(flat)
-    keys += np.repeat(np.array(timers) * BUCKETS, lengths)
-    counted = None
-    if any(w is not None for w in weights):
-        counted = np.concatenate(
-            [np.ones(n) if w is None else w for n, w in zip(lengths, weights, strict=True)]
-        )
+    starts = np.cumsum([0, *lengths])
+    counted = np.ones(len(flat))
+    for timer, start, end, weight in zip(timers, starts, starts[1:], weights, strict=False):
+        keys[start:end] += timer * BUCKETS
+        if weight is not None:
+            counted[start:end] = weight
     counts = np.bincount(keys, counted, minlength=packed.histograms.size)
     packed.histograms += counts.reshape(packed.histograms.shape).astype(np.int64)
-    starts = np.cumsum([0, *lengths[:-1]])
     low, high = packed.extremes[timers, 0], packed.extremes[timers, 1]
-    packed.extremes[timers, 0] = np.minimum(low, np.minimum.reduceat(flat, starts))
-    packed.extremes[timers, 1] = np.maximum(high, np.maximum.reduceat(flat, starts))
+    packed.extremes[timers, 0] = np.minimum(low, np.minimum.reduceat(flat, starts[:-1]))
+    packed.extremes[timers, 1] = np.maximum(high, np.maximum.reduceat(flat, starts[:-1]))
 
 
 def check(value: Any, *, whole: bool, highest: float) -> tuple[float | None, str]:

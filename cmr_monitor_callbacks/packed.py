@@ -145,8 +145,12 @@ _REJECTED = _ROWS  # one row more than is stored: states_captured - states_store
 _COUNTERS = [i for i, m in enumerate(METRICS) if m.kind is Kind.COUNTER]
 _COUNTER_ROWS = np.array([ROW.get(METRICS[i].numerator, _REJECTED) for i in _COUNTERS])
 COUNTERS: Final[tuple[str, ...]] = tuple(METRICS[i].name for i in _COUNTERS)
-"""Metrics that `read_counters` gives, in its order."""
+"""Metrics that `Reader.counters` gives, in its order."""
 _ERROR_RATE = METRIC_ROW["error_rate"]
+_ERRORS = [ROW["error_count"], ROW["operations"]]
+_CAPTURED, _STORED, _COUNTED = (
+    ROW[name] for name in ("states_captured", "states_stored", "operations")
+)
 _GAUGE_METRICS = [
     METRIC_ROW[name] for name in ("total_entries", "capacity", "utilization_rate", "memory_size_mb")
 ]
@@ -165,69 +169,96 @@ _OPERATIONS = np.array(
 )
 
 
-def read(packed: Packed, run: Packed) -> Array:
-    """Every metric, for the model as a whole and for each layer.
+class Reader:
+    """Reads metrics out of packed statistics; what only depends on which numbers exist is kept.
 
-    Args:
-        packed: the statistics of a window, or of the run itself.
-        run: the run so far, of the same width. What was ever seen in it and got nothing in this
-            window is 0; what was never seen is NaN.
-
-    Returns:
-        shape ``(metrics, width)``; column 0 is the whole, rows are ``METRIC_ROW``; NaN is no data.
+    >>> run = Packed.empty(1)
+    >>> float(Reader().read(run, run)[METRIC_ROW["capture_efficiency"], 0])
+    nan
     """
-    out = np.full((len(METRICS), packed.width), np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = _with_derived(packed, run)
-        absent = np.isnan(values)
-        filled = np.where(absent, 0.0, values)
-        totals = np.where(absent.all(axis=1), np.nan, filled.sum(axis=1))
-        out[_COUNTERS, 1:] = values[_COUNTER_ROWS, 1:]
-        out[_COUNTERS, 0] = totals[_COUNTER_ROWS]
-        _read_ratios(values, filled, absent, packed.samples, out)
-        errors, operations = totals[ROW["error_count"]], totals[ROW["operations"]]
+
+    def __init__(self) -> None:
+        self._seen = b""
+        self._usable: Array = np.empty(0)
+        self._missing: NDArray[np.bool_] = np.empty(0, dtype=bool)
+
+    def read(self, packed: Packed, run: Packed) -> Array:
+        """Every metric, for the model as a whole and for each layer.
+
+        Args:
+            packed: the statistics of a window, or of the run itself.
+            run: the run so far, of the same width. What was ever seen in it and got nothing in this
+                window is 0; what was never seen is NaN.
+
+        Returns:
+            shape ``(metrics, width)``; column 0 is the whole, rows are ``METRIC_ROW``; NaN is no
+            data.
+        """
+        self._plan(run)
+        values = _with_derived(packed.values, run)
+        out = np.full((len(METRICS), packed.width), np.nan)
+        out[_COUNTERS] = self._counters(values)
+        both = np.concatenate((values, packed.samples))
+        upper, lower = both[_UPPER] * self._usable, both[_LOWER] * self._usable
+        # the whole is a ratio of sums, over the columns that give both
+        upper[:, 0], lower[:, 0] = upper.sum(axis=1), lower.sum(axis=1)
+        ratios = np.full_like(upper, np.nan)
+        np.divide(upper, lower, out=ratios, where=lower > 0)
+        out[_RATIOS] = ratios
+        # forward passes belong to no layer, so errors of the whole stand over the whole's operations
+        errors, operations = values[_ERRORS].sum(axis=1).tolist()
         out[_ERROR_RATE, 0] = errors / operations if operations > 0 else math.nan
-    _read_gauges(values, run.values[ROW["entries_seen"]], out)
-    out[_QUANTILES, 0] = quantiles(packed.histograms, _QS, packed.extremes)[_QUANTILE_AT]
-    return out
+        _read_gauges(packed.values, run.values[ROW["entries_seen"]], out)
+        out[_QUANTILES, 0] = quantiles(packed.histograms, _QS, packed.extremes)[_QUANTILE_AT]
+        return out
+
+    def counters(self, run: Packed) -> Array:
+        """The counters alone, rows in the order of `COUNTERS`."""
+        self._plan(run)
+        return self._counters(_with_derived(run.values, run))
+
+    def _counters(self, values: Array) -> Array:
+        counters: Array = values[_COUNTER_ROWS]
+        counters[:, 0] = counters.sum(axis=1)
+        counters[self._missing] = np.nan
+        return counters
+
+    def _plan(self, run: Packed) -> None:
+        seen = run.samples > 0
+        key = seen.tobytes()
+        if key == self._seen:
+            return
+        self._seen = key
+        captured_and_stored = seen[ROW["states_captured"]] & seen[ROW["states_stored"]]
+        seen = np.vstack((seen, captured_and_stored))
+        seen[ROW["operations"]] |= seen[_OPERATIONS].any(axis=0)
+        present = np.concatenate((seen, np.ones_like(run.samples, dtype=bool)))
+        self._usable = (present[_UPPER] & present[_LOWER]).astype(np.float64)
+        self._missing = ~seen[_COUNTER_ROWS]
+        self._missing[:, 0] = self._missing.all(axis=1)
+
+
+def read(packed: Packed, run: Packed) -> Array:
+    """Every metric; see `Reader.read`."""
+    return Reader().read(packed, run)
 
 
 def read_counters(run: Packed) -> Array:
-    """The counters alone, rows in the order of `COUNTERS`; as in `read`, at a tenth of its cost."""
-    values: Array = _with_derived(run, run)[_COUNTER_ROWS]
-    absent = np.isnan(values)
-    totals = np.where(absent, 0.0, values).sum(axis=1)
-    values[:, 0] = np.where(absent.all(axis=1), np.nan, totals)
-    return values
+    """The counters alone; see `Reader.counters`."""
+    return Reader().counters(run)
 
 
-def _with_derived(packed: Packed, run: Packed) -> Array:
-    """Values with NaN for what was never seen, and two rows that follow from others."""
-    values = np.empty((_ROWS + 1, packed.width))
-    values[:_ROWS] = np.where(run.samples > 0, packed.values, np.nan)
-    values[_GAUGES] = packed.values[_GAUGES]
-    values[_REJECTED] = values[ROW["states_captured"]] - values[ROW["states_stored"]]
+def _with_derived(values: Array, run: Packed) -> Array:
+    """Values without gauges, and two rows that follow from others; 0 for what was never seen."""
+    out = np.empty((_ROWS + 1, values.shape[1]))
+    out[:_ROWS] = values
+    out[_GAUGES] = 0.0
+    both = (run.samples[_CAPTURED] > 0) & (run.samples[_STORED] > 0)
+    out[_REJECTED] = (values[_CAPTURED] - values[_STORED]) * both
     # operations that could have failed, where nobody counted them for us
-    rows = values[_OPERATIONS]
-    missing = np.isnan(rows)
-    total = np.where(missing, 0.0, rows).sum(axis=0)
-    total[missing.all(axis=0)] = np.nan
-    counted = values[ROW["operations"]]
-    values[ROW["operations"]] = np.where(np.isnan(counted), total, counted)
-    return values
-
-
-def _read_ratios(
-    values: Array, filled: Array, absent: NDArray[np.bool_], samples: Array, out: Array
-) -> None:
-    """Ratios of sums: of a layer's own, and for the whole over the columns that give both."""
-    given = np.concatenate((~absent, np.ones_like(samples, dtype=bool)))
-    both = np.concatenate((filled, samples))
-    usable = given[_UPPER] & given[_LOWER]
-    upper, lower = both[_UPPER] * usable, both[_LOWER] * usable
-    out[_RATIOS] = np.where(lower > 0, upper / lower, np.nan)
-    top, bottom = upper.sum(axis=1), lower.sum(axis=1)
-    out[_RATIOS, 0] = np.where(bottom > 0, top / bottom, np.nan)
+    counted = run.samples[_COUNTED] > 0
+    out[_COUNTED] = np.where(counted, values[_COUNTED], values[_OPERATIONS].sum(axis=0))
+    return out
 
 
 def _read_gauges(values: Array, entries_seen: Array, out: Array) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import BY_NAME, Kind, canonical
 from cmr_monitor_callbacks.layers import LayerId, layer_id, layer_order
-from cmr_monitor_callbacks.packed import METRIC_ROW, Packed, read, read_counters
+from cmr_monitor_callbacks.packed import METRIC_ROW, Packed, Reader, read
 
 Over = Literal["run", "window"]
 
@@ -50,13 +50,14 @@ class Snapshot:
     window: NDArray[np.float64] = field(repr=False)
     own: Mapping[str, float] = field(default_factory=dict, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
-    recent_times: Mapping[str, Iterable[float]] = field(default_factory=dict, repr=False)
+    recent_times: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(cls, stage: str) -> Snapshot:
         """A snapshot before any window: no data at all."""
         packed = Packed.empty(1)
-        counters, window = read_counters(packed), read(packed, packed)
+        reader = Reader()
+        counters, window = reader.counters(packed), reader.read(packed, packed)
         return cls(stage, -1, math.nan, 1, (), packed, counters, window)
 
     @cached_property
@@ -136,7 +137,7 @@ class Snapshot:
             "time": self.time,
             "over": over,
             "metrics": {
-                **{name: list(times) for name, times in self.recent_times.items() if times},
+                **{name: times.tolist() for name, times in self.recent_times.items()},
                 **self._named(_METRICS_KEYS, over),
             },
             "buffer_stats": self._named(_BUFFER_KEYS, over),

@@ -82,7 +82,12 @@ def short_table() -> str:
         listed = names.setdefault(metric.component, [])
         if f"`{short}`" not in listed:
             listed.append(f"`{short}`")
-    names["health"] += ["`<component>`", "`<component>_status`", "`alerts_firing`", "`alerts_pending`"]
+    names["health"] += [
+        "`<component>`",
+        "`<component>_status`",
+        "`alerts_firing`",
+        "`alerts_pending`",
+    ]
     return "\n".join(f"| {name} | {', '.join(listed)} |" for name, listed in names.items())
 
 

@@ -61,7 +61,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     console.print(
         f"Training a CMR language model of {count / 1e6:.1f} M parameters on the Python "
         f"documentation, {trainer.max_steps} steps on {torch.get_num_threads()} CPU threads.\n"
-        f"Knowing only how often each byte comes: {data.unigram_entropy:.2f} nats per byte.",
+        f"Knowing only how often each byte comes: {data.unigram_entropy:.2f} nats "
+        f"({data.unigram_bits:.2f} bits) per byte.",
         highlight=False,
     )
     trainer.fit(module, data, ckpt_path=config.ckpt_path)

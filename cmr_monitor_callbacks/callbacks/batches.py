@@ -27,12 +27,15 @@ def batch_shape(batch: Any) -> tuple[int | None, int | None]:
     >>> batch_shape([torch.zeros(8, 3, 32, 32), torch.zeros(8)])
     (8, None)
     """
-    tensor = _first_tensor(batch)
+    # most loaders give a list or tuple of tensors
+    plain = type(batch) in (list, tuple) and batch and isinstance(batch[0], Tensor)
+    tensor = batch[0] if plain else _first_tensor(batch)
     if tensor is None or tensor.ndim == 0:
         return None, None
-    samples = int(tensor.shape[0])
-    if tensor.ndim == 2 and not tensor.is_floating_point() and not tensor.is_complex():
-        return samples, samples * int(tensor.shape[1])
+    shape = tensor.shape
+    samples = int(shape[0])
+    if len(shape) == 2 and not tensor.is_floating_point() and not tensor.is_complex():
+        return samples, samples * int(shape[1])
     return samples, None
 
 

@@ -165,7 +165,7 @@ class LayeredMetric(Metric):
             found = durations(self.component, checked)
             for timer, (seconds, times) in zip(TIMER_ROWS[self.component], found, strict=True):
                 if seconds is not None and times:
-                    add_durations(packed, [timer], [[seconds]], [[times]])
+                    add_durations(packed, [timer], [np.array([seconds])], [np.array([times])])
         self._absorb(packed)
 
     def _absorb(self, packed: Packed) -> None:
@@ -243,9 +243,11 @@ class LayeredMetric(Metric):
         """Back to no data; layers stay known."""
         super().reset()  # the defaults grew with the layers
 
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+    def state_dict(  # type: ignore[override]
+        self, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> Any:
         """As in torchmetrics; persistent states carry their layers' ids along."""
-        out = super().state_dict(*args, prefix=prefix, **kwargs)
+        out = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         if self._persistent["counts"]:
             out[f"{prefix}layer_ids"] = list(self.layers)
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
@@ -51,11 +52,11 @@ class PerRankMetric(LayeredMetric):
         if not isinstance(other, type(self)):
             raise TypeError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
         self.add_layers(other.layers)
-        other = other.clone()
-        other.add_layers(self.layers)
-        columns = torch.tensor([0, *(other.layout.column(layer) for layer in self.layers)])
+        twin = copy.deepcopy(other)
+        twin.add_layers(self.layers)
+        columns = torch.tensor([0, *(twin.layout.column(layer) for layer in self.layers)])
         for name in _STATES:
-            mine, theirs = getattr(self, name), getattr(other, name)[..., columns]
+            mine, theirs = getattr(self, name), getattr(twin, name)[..., columns]
             stacked = [state if state.ndim == 3 else state[None] for state in (mine, theirs)]
             setattr(self, name, torch.cat(stacked))
         self.histograms = self.histograms + other.histograms

@@ -22,6 +22,7 @@ _compiling = (
 _graph_task = torch._C._current_graph_task_id
 _INFINITE: Final = float("inf")
 _NO_DATA: Final = float("nan")
+_NONE_LOST: Final = 0
 
 
 class ProbeLink(Protocol):
@@ -267,7 +268,8 @@ class CMRProbe:
                 tally.seconds += seconds
                 tally.timed += requested
                 tally.timed_n += 1
-                tally.times += (seconds / requested, requested)
+                tally.times.append(seconds / requested)
+                tally.times.append(requested)
         else:
             self._add_any("retrieval", (requested, returned, hits, seconds, quality))
 
@@ -299,15 +301,13 @@ class CMRProbe:
             return
         if (
             type(entries) is int
-            and type(capacity) is int
-            and type(evicted) is int
-            and type(cleared) is int
-            and type(loaded) is int
-            and (nbytes is None or type(nbytes) is int)
-            and entries >= 0 <= capacity
-            and evicted >= 0 <= cleared
-            and loaded >= 0
-            and (nbytes is None or nbytes >= 0)
+            and entries >= 0
+            # what did not change since the last call was checked then
+            and (capacity is tally.capacity or (type(capacity) is int and capacity >= 0))
+            and (nbytes is None or (type(nbytes) is int and nbytes >= 0))
+            and (evicted is _NONE_LOST or (type(evicted) is int and evicted >= 0))
+            and (cleared is _NONE_LOST or (type(cleared) is int and cleared >= 0))
+            and (loaded is _NONE_LOST or (type(loaded) is int and loaded >= 0))
         ):
             tally.n += 1
             tally.seen += entries

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.folding import TIMER_ROWS
 from cmr_monitor_callbacks.layers import Layout
-from cmr_monitor_callbacks.packed import ROW, Packed, read, read_counters
+from cmr_monitor_callbacks.packed import ROW, Packed, Reader
 from cmr_monitor_callbacks.recording.cells import DeviceCells
 from cmr_monitor_callbacks.recording.recorder import InvalidSample, Recorder
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
@@ -52,14 +52,13 @@ class Ledger:
         self.cells = DeviceCells()
         self.stage = "train"
         self._on_invalid = on_invalid
-        self.recent_times: dict[str, deque[float]] = {
-            "capture_times": deque(maxlen=keep_times),
-            "reconstruction_times": deque(maxlen=keep_times),
-        }
+        self._reader = Reader()
+        self.recent_times: dict[str, NDArray[np.float64]] = {}
         """The last raw durations, in seconds."""
+        self._keep_times = keep_times
         self._keep = {
-            TIMER_ROWS["capture"][0]: self.recent_times["capture_times"],
-            TIMER_ROWS["reconstruction"][0]: self.recent_times["reconstruction_times"],
+            TIMER_ROWS[kind][0]: partial(self._keep_last, f"{kind}_times")
+            for kind in ("capture", "reconstruction")
         }
         self.clear()
 
@@ -72,8 +71,7 @@ class Ledger:
         self.invalid_samples = 0
         self.dirty = False
         """Whether the window in hand has anything in it."""
-        for times in self.recent_times.values():
-            times.clear()
+        self.recent_times = {}
         self._train = StageStatistics(self.layout)
         self._other = self._train
 
@@ -127,7 +125,7 @@ class Ledger:
         stage.run.take_gauges(window)
         window.take_gauges(stage.run)
         run = stage.run.copy()
-        return Reading(read(window, run), read_counters(run), window, run)
+        return Reading(self._reader.read(window, run), self._reader.counters(run), window, run)
 
     def state(self) -> dict[str, Any]:
         """Plain data: layers, the training run, and the window begun."""
@@ -148,3 +146,10 @@ class Ledger:
         self.events = state["events"]
         self.invalid_samples = state["invalid_samples"]
         self.dirty = True
+
+    def _keep_last(self, name: str, seconds: NDArray[np.float64]) -> None:
+        kept = self.recent_times.get(name)
+        if kept is not None and len(seconds) < self._keep_times:
+            seconds = np.concatenate((kept, seconds))
+        # a new mapping: snapshots hold the old one
+        self.recent_times = {**self.recent_times, name: seconds[-self._keep_times :]}

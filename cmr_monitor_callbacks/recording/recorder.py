@@ -12,12 +12,13 @@ other thread comes between them; one probe is to be called from one thread at a 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmr_monitor_callbacks import events
 from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, UNIT_INTERVAL
@@ -30,6 +31,7 @@ from cmr_monitor_callbacks.folding import (
 )
 from cmr_monitor_callbacks.packed import Packed
 
+Keep = Mapping[int, Callable[[NDArray[np.float64]], None]]
 NO_DATA: Final = math.nan
 
 
@@ -48,7 +50,7 @@ class CaptureTally:
         "times",
     )
 
-    def __init__(self, times: list[float]) -> None:
+    def __init__(self, times: array[float]) -> None:
         self.times = times
         self.clear()
 
@@ -72,7 +74,7 @@ class ReconstructionTally:
 
     __slots__ = ("n", "quality", "quality_n", "seconds", "timed", "times", "used", "with_memory")
 
-    def __init__(self, times: list[float]) -> None:
+    def __init__(self, times: array[float]) -> None:
         self.times = times
         self.clear()
 
@@ -95,7 +97,7 @@ class BufferTally:
 
     __slots__ = ("capacity", "cleared", "entries", "evicted", "loaded", "n", "nbytes", "seen")
 
-    def __init__(self, times: list[float]) -> None:
+    def __init__(self, times: array[float]) -> None:
         self.entries: float = NO_DATA
         self.capacity: float = NO_DATA
         self.nbytes: float = NO_DATA
@@ -133,7 +135,7 @@ class RetrievalTally:
         "with_cache",
     )
 
-    def __init__(self, times: list[float]) -> None:
+    def __init__(self, times: array[float]) -> None:
         self.times = times
         self.clear()
 
@@ -185,7 +187,7 @@ class StepTally:
         "times",
     )
 
-    def __init__(self, times: Sequence[list[float]]) -> None:
+    def __init__(self, times: Sequence[array[float]]) -> None:
         self.times = times
         self.clear()
 
@@ -250,7 +252,8 @@ class StepTally:
         self._step += step
         self._forward += forward
         steps.append(step)
-        forwards += (forward / passes, passes)
+        forwards.append(forward / passes)
+        forwards.append(passes)
         wall = step
         if wait is not None:
             wall += wait
@@ -326,8 +329,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self._tallies: dict[tuple[str, int], Any] = {}
-        self._times: dict[int, list[float]] = {
-            row: [] for rows in TIMER_ROWS.values() for row in rows
+        self._times: dict[int, array[float]] = {
+            row: array("d") for rows in TIMER_ROWS.values() for row in rows
         }
         self._aside: Packed | None = None
         self._aside_events = 0
@@ -341,7 +344,7 @@ class Recorder:
         key = component, column
         if key not in self._tallies:
             rows = TIMER_ROWS[component]
-            times = self._times[rows[0]] if rows else []
+            times = self._times[rows[0]] if rows else array("d")
             self._tallies[key] = TALLIES[component](times)
             self._index = None
         return self._tallies[key]
@@ -366,7 +369,7 @@ class Recorder:
         found = events.durations(component, tuple(checked))
         for timer, (seconds, times) in zip(TIMER_ROWS[component], found, strict=True):
             if seconds is not None and times:
-                self._times[timer] += (seconds, times) if timer in _WEIGHTED else (seconds,)
+                self._times[timer].extend((seconds, times) if timer in _WEIGHTED else (seconds,))
         if component == "buffer":
             tally = self.tally(component, column)
             tally.entries, tally.capacity, tally.nbytes = (
@@ -388,14 +391,14 @@ class Recorder:
             if isinstance(tally, BufferTally):
                 tally.entries = tally.capacity = tally.nbytes = NO_DATA
         for times in self._times.values():
-            times.clear()
+            del times[:]
 
-    def drain(self, width: int, keep: Mapping[int, deque[float]]) -> tuple[Packed, int]:
+    def drain(self, width: int, keep: Keep) -> tuple[Packed, int]:
         """Take out what was recorded.
 
         Args:
             width: number of columns.
-            keep: raw durations are copied to these, by timer.
+            keep: by timer, who is given its raw durations.
 
         Returns:
             the statistics, and the number of events.
@@ -432,17 +435,15 @@ class Recorder:
             self._index = np.array(rows), np.array(columns)
         return self._index
 
-    def _drain_times(self, packed: Packed, keep: Mapping[int, deque[float]]) -> None:
+    def _drain_times(self, packed: Packed, keep: Keep) -> None:
         timers: list[int] = []
-        seconds: list[list[float]] = []
-        weights: list[list[float] | None] = []
+        seconds: list[NDArray[np.float64]] = []
+        weights: list[NDArray[np.float64] | None] = []
         for timer, times in self._times.items():
             if not times:
                 continue
-            taken = times[:]
-            times.clear()
-            if timer in keep:
-                keep[timer].extend(taken)
+            taken = np.array(times)
+            del times[: len(taken)]
             timers.append(timer)
             if timer in _WEIGHTED:
                 seconds.append(taken[::2])
@@ -450,5 +451,7 @@ class Recorder:
             else:
                 seconds.append(taken)
                 weights.append(None)
+            if timer in keep:
+                keep[timer](taken)
         if timers:
             add_durations(packed, timers, seconds, weights)

@@ -37,6 +37,8 @@ class BufferRelief(pl.Callback):
             f"[demo] step {self.at_step}: scheduled relief, layer {self.layer}'s buffer grows "
             f"from {before} to {self.capacity} entries"
         )
+        if not trainer.is_global_zero:
+            return
         bar = trainer.progress_bar_callback
         print(text) if bar is None else bar.print(text)
         for logger in trainer.loggers:

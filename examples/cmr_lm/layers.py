@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -45,7 +46,7 @@ class Block(nn.Module):
 
 @dataclass
 class LayerCounters:
-    """What a memory layer did, ever."""
+    """What a memory layer did, ever; ``similarity`` is summed over the retrievals."""
 
     considered: int = 0
     attempted: int = 0
@@ -54,6 +55,8 @@ class LayerCounters:
     reconstructions: int = 0
     retrievals: int = 0
     cache_hits: int = 0
+    retrieval_seconds: float = 0.0
+    similarity: float = 0.0
     capture_seconds: list[float] = field(default_factory=list)
     reconstruction_seconds: list[float] = field(default_factory=list)
 
@@ -117,21 +120,26 @@ class MemoryLayer(nn.Module):
             self._capture(x.detach(), step)
         return reconstructed
 
+    def clear(self) -> int:
+        """Forget this layer's entries, and say so; how many there were."""
+        count = self.buffer.clear(self.index)
+        self.probe.buffer(0, self.buffer.layer_buffers[self.index].capacity, 0, cleared=count)
+        return count
+
     def _retrieve(self, x: Tensor, step: int) -> Tensor | None:
         """Ask with the first positions of each sequence, for those after them."""
-        with self.probe.timer() as timer:
-            query = x[:, : self._asking(x)].detach().mean(1)
-            found = self.buffer.retrieve(
-                self.index, query, self.k, step, remember=self.training
-            )
+        start = time.perf_counter()
+        query = x[:, : self._asking(x)].detach().mean(1)
+        found = self.buffer.retrieve(self.index, query, self.k, step, remember=self.training)
+        seconds = time.perf_counter() - start
         if found is None:
             return None
-        operations = len(x)
+        operations, similarity = len(x), float(found.similarity)
         self.counters.retrievals += operations
         self.counters.cache_hits += found.hits
-        self.probe.retrieval(
-            operations, operations * self.k, found.hits, timer.seconds, found.similarity
-        )
+        self.counters.retrieval_seconds += seconds
+        self.counters.similarity += operations * similarity
+        self.probe.retrieval(operations, operations * self.k, found.hits, seconds, similarity)
         return found.states
 
     @staticmethod
@@ -144,24 +152,24 @@ class MemoryLayer(nn.Module):
         if memory is None:
             self.probe.reconstruction(0)
             return x
-        with self.probe.timer() as timer:
-            asking = self._asking(x)
-            normed = self.norm(x[:, asking:])
-            key, value = self.key_value(self.norm(memory.to(x.dtype))).chunk(2, dim=2)
-            scores = self.query(normed) @ key.transpose(1, 2) / key.shape[2] ** 0.5
-            # the scorer's own judgement of each memory takes part, and is trained by it
-            relevance = self.scorer(self.norm(memory.to(x.dtype))).transpose(1, 2)
-            latent = (scores + relevance).softmax(2) @ value
-            gate = self.gate(normed).sigmoid()
-            woven = x[:, asking:] + gate * self.out(latent)
-            out = torch.cat((x[:, :asking], woven), dim=1)
+        start = time.perf_counter()
+        asking = self._asking(x)
+        normed = self.norm(x[:, asking:])
+        key, value = self.key_value(self.norm(memory.to(x.dtype))).chunk(2, dim=2)
+        scores = self.query(normed) @ key.transpose(1, 2) / key.shape[2] ** 0.5
+        # the scorer's own judgement of each memory takes part, and is trained by it
+        relevance = self.scorer(self.norm(memory.to(x.dtype))).transpose(1, 2)
+        latent = (scores + relevance).softmax(2) @ value
+        gate = self.gate(normed).sigmoid()
+        woven = x[:, asking:] + gate * self.out(latent)
+        out = torch.cat((x[:, :asking], woven), dim=1)
+        seconds = time.perf_counter() - start
         self.counters.reconstructions += 1
-        if timer.seconds is not None:
-            _keep(self.counters.reconstruction_seconds, timer.seconds)
+        _keep(self.counters.reconstruction_seconds, seconds)
         # how much of the stream the memories account for, by direction
         cosine = functional.cosine_similarity(latent.detach(), normed.detach(), dim=2).mean()
         quality = (1 + cosine.float()) / 2
-        self.probe.reconstruction(memory.shape[0] * memory.shape[1], quality, timer.seconds)
+        self.probe.reconstruction(memory.shape[0] * memory.shape[1], quality, seconds)
         return out
 
     @torch.no_grad()
@@ -169,24 +177,24 @@ class MemoryLayer(nn.Module):
         """Hand the most relevant states to the buffer, and say what became of them."""
         store = self.buffer.layer_buffers[self.index]
         evicted = store.evicted
-        with self.probe.timer() as timer:
-            relevance = self.scorer(self.norm(x)).squeeze(2).sigmoid().float()
-            top = relevance.topk(min(self.capture_at_most, x.shape[1]), dim=1)
-            rows = torch.arange(len(x), device=x.device)[:, None]
-            chosen = top.values >= self.threshold
-            states, scores = x[rows, top.indices][chosen].float(), top.values[chosen]
-            finite = states.isfinite().all(1)
-            states, scores = states[finite], scores[finite]
-            stored = self.buffer.store_states(self.index, states, scores, step)
+        start = time.perf_counter()
+        relevance = self.scorer(self.norm(x)).squeeze(2).sigmoid().float()
+        top = relevance.topk(min(self.capture_at_most, x.shape[1]), dim=1)
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        chosen = top.values >= self.threshold
+        states, scores = x[rows, top.indices][chosen].float(), top.values[chosen]
+        finite = states.isfinite().all(1)
+        states, scores = states[finite], scores[finite]
+        stored = self.buffer.store_states(self.index, states, scores, step)
+        seconds = time.perf_counter() - start
         attempted, captured, kept = int(chosen.sum()), len(states), int(stored.sum())
         counters = self.counters
         counters.considered += relevance.numel()
         counters.attempted += attempted
         counters.captured += captured
         counters.stored += kept
-        if timer.seconds is not None:
-            _keep(counters.capture_seconds, timer.seconds)
-        self.probe.capture(attempted, captured, kept, timer.seconds, considered=relevance.numel())
+        _keep(counters.capture_seconds, seconds)
+        self.probe.capture(attempted, captured, kept, seconds, considered=relevance.numel())
         store = self.buffer.layer_buffers[self.index]
         self.probe.buffer(
             store.size, store.capacity, self.buffer.nbytes(self.index), store.evicted - evicted

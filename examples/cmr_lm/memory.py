@@ -2,92 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from examples.cmr_lm.entries import CachedAnswer, LayerStore, RetrievalCache, Retrieved
+
 Policy = Literal["lru", "relevance", "mixed"]
-
-
-@dataclass
-class LayerStore:
-    """The entries of one layer, in preallocated rows; rows ``0..size-1`` are in use.
-
-    Attributes:
-        states: shape ``(capacity, dim)``.
-        relevance: shape ``(capacity,)``, in 0..1.
-        stored_at: shape ``(capacity,)``, step at which an entry came.
-        read_at: shape ``(capacity,)``, step at which it was last read, or came.
-        size: entries held.
-        evicted: entries dropped to make room, ever.
-        cleared: entries removed by `LayeredMemoryBuffer.clear`, ever.
-    """
-
-    states: Tensor
-    relevance: Tensor
-    stored_at: Tensor
-    read_at: Tensor
-    size: int = 0
-    evicted: int = 0
-    cleared: int = 0
-
-    @classmethod
-    def empty(cls, capacity: int, dim: int, device: torch.device) -> LayerStore:
-        """A store without entries."""
-        return cls(
-            torch.zeros(capacity, dim, device=device),
-            torch.zeros(capacity, device=device),
-            torch.zeros(capacity, dtype=torch.int64, device=device),
-            torch.zeros(capacity, dtype=torch.int64, device=device),
-        )
-
-    @property
-    def capacity(self) -> int:
-        """Entries that can be held."""
-        return len(self.states)
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """What a retrieval gives back.
-
-    Attributes:
-        states: shape ``(batch, k, dim)``.
-        relevance: shape ``(batch, k)``.
-        hits: queries answered from the cache.
-        similarity: mean cosine of query and entry over the queries, clipped to 0..1; 0-d.
-    """
-
-    states: Tensor
-    relevance: Tensor
-    hits: int
-    similarity: Tensor
-
-
-@dataclass
-class _Cached:
-    rows: Tensor
-    stored_at: Tensor
-    step: int
-
-
-@dataclass
-class RetrievalCache:
-    """Answers by coarse query: the signs of a few fixed projections."""
-
-    lifetime: int
-    answers: dict[tuple[int, int], _Cached] = field(default_factory=dict)
-
-    def find(self, key: tuple[int, int], store: LayerStore, step: int) -> Tensor | None:
-        """The rows found for this coarse query, if young enough and all still there."""
-        found = self.answers.get(key)
-        if found is None or step - found.step > self.lifetime:
-            return None
-        if not torch.equal(store.stored_at[found.rows], found.stored_at):
-            return None
-        return found.rows
 
 
 class LayeredMemoryBuffer(nn.Module):
@@ -223,7 +145,7 @@ class LayeredMemoryBuffer(nn.Module):
             return None
         unit = nn.functional.normalize(queries.float(), dim=1)
         weights = 2 ** torch.arange(self.planes.shape[1], device=queries.device)
-        codes = ((unit @ self.planes > 0) * weights).sum(1).tolist()
+        codes = ((unit @ self.planes.float() > 0) * weights).sum(1).tolist()
         found = [self.cache.find((layer, code), store, step) for code in codes]
         missing = [i for i, rows in enumerate(found) if rows is None]
         if missing:
@@ -232,7 +154,7 @@ class LayeredMemoryBuffer(nn.Module):
             for i, rows in zip(missing, best, strict=True):
                 found[i] = rows
                 if remember:
-                    cached = _Cached(rows, store.stored_at[rows].clone(), step)
+                    cached = CachedAnswer(rows, store.stored_at[rows].clone(), step)
                     self.cache.answers[layer, codes[i]] = cached
         rows = torch.stack([r for r in found if r is not None])
         if remember:
@@ -259,7 +181,7 @@ class LayeredMemoryBuffer(nn.Module):
         count = store.size
         store.size = 0
         store.cleared += count
-        self.cache.answers = {k: v for k, v in self.cache.answers.items() if k[0] != layer}
+        self.cache.forget(layer)
         return count
 
     def get_buffer_stats(self) -> dict[str, Any]:
@@ -306,7 +228,7 @@ class LayeredMemoryBuffer(nn.Module):
             store.evicted, store.cleared = saved["evicted"], saved["cleared"]
             self.layer_buffers[layer] = store
         self.cache.answers = {
-            (layer, code): _Cached(rows, stored_at, step)
+            (layer, code): CachedAnswer(rows, stored_at, step)
             for layer, code, rows, stored_at, step in state["answers"]
         }
 
@@ -316,4 +238,5 @@ class LayeredMemoryBuffer(nn.Module):
         if store.states.device != device:
             for name in ("states", "relevance", "stored_at", "read_at"):
                 setattr(store, name, getattr(store, name).to(device))
+            self.cache.forget(layer)  # its answers name rows of the old device
         return store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -58,6 +59,11 @@ class CMRConfig:
     checkpoint_blocks: bool = False
 
 
+def _ratio(part: float, whole: float) -> float:
+    """A ratio over nothing is no data, not zero."""
+    return part / whole if whole else math.nan
+
+
 class FullCMRModel(nn.Module):
     """A language model whose memory layers capture, store, retrieve and reconstruct hidden states.
 
@@ -77,14 +83,15 @@ class FullCMRModel(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config.dim, config.heads, config.dropout) for _ in range(config.blocks)
         )
-        self.memory_layers = nn.ModuleDict()
-        self.probe = CMRProbe()
-        if config.memory_enabled:
-            self._make_memory(config)
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocabulary)
         nn.init.normal_(self.embed.weight, std=0.02)
         nn.init.normal_(self.position.weight, std=0.02)
+        self.memory_layers = nn.ModuleDict()
+        self.probe = CMRProbe()
+        # last, so that the rest starts from the same weights with and without memory
+        if config.memory_enabled:
+            self._make_memory(config)
 
     def _make_memory(self, config: CMRConfig) -> None:
         layers = list(config.memory_layers)
@@ -152,6 +159,13 @@ class FullCMRModel(nn.Module):
             return None
         return cast(MemoryLayer, self.memory_layers[str(number)])
 
+    def clear_memory(self) -> int:
+        """Forget the entries of all layers; how many there were."""
+        cleared = sum(cast(MemoryLayer, layer).clear() for layer in self.memory_layers.values())
+        if self.config.memory_enabled:
+            self.probe.buffer(0, self.config.max_total_entries)
+        return cleared
+
     def _counters(self) -> dict[int, LayerCounters]:
         layers = {int(key): cast(MemoryLayer, m) for key, m in self.memory_layers.items()}
         return {number: layer.counters for number, layer in layers.items()}
@@ -170,10 +184,8 @@ class FullCMRModel(nn.Module):
             "reconstructions_per_layer": {i: c.reconstructions for i, c in layers.items()},
             "capture_times": captures,
             "reconstruction_times": reconstructions,
-            "avg_capture_time": sum(captures) / len(captures) if captures else 0.0,
-            "avg_reconstruction_time": (
-                sum(reconstructions) / len(reconstructions) if reconstructions else 0.0
-            ),
+            "avg_capture_time": _ratio(sum(captures), len(captures)),
+            "avg_reconstruction_time": _ratio(sum(reconstructions), len(reconstructions)),
         }
 
     @property
@@ -184,11 +196,15 @@ class FullCMRModel(nn.Module):
         counters = self._counters().values()
         retrievals = sum(c.retrievals for c in counters)
         hits = sum(c.cache_hits for c in counters)
+        buffer = self.memory_buffer.get_buffer_stats()
         return {
-            **self.memory_buffer.get_buffer_stats(),
+            **buffer,
+            "eviction_rate": _ratio(buffer["eviction_count"], sum(c.stored for c in counters)),
             "total_retrievals": retrievals,
+            "avg_retrieval_time": _ratio(sum(c.retrieval_seconds for c in counters), retrievals),
             "cache_hits": hits,
-            "cache_hit_rate": hits / retrievals if retrievals else 0.0,
+            "cache_hit_rate": _ratio(hits, retrievals),
+            "retrieval_quality": _ratio(sum(c.similarity for c in counters), retrievals),
         }
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def events_of(rank: int) -> list[Event]:
     events = [e for e in every if not isinstance(e, Buffer) or e.layer is not None]
     # layer 11's buffer is on rank 0 alone, and so are the longest and the shortest capture
     events = [e for e in events if rank == 0 or not isinstance(e, Buffer) or e.layer != 11]
+    events.append(Buffer(4, 30 + rank, 100))
     if rank == 0:
         events.append(Buffer(11, 7, 70, 700))
         events += [Capture(4, 1, 1, 1, seconds) for seconds in (1e-9, 1e6)]
@@ -57,11 +58,8 @@ def _results_or_failure(cls: type[LayeredMetric], rank: int) -> dict[str, Any]:
 def _results(cls: type[LayeredMetric], rank: int) -> dict[str, Any]:
     metric = feed(cls(LAYERS), events_of(rank))
     synced = {name: float(value) for name, value in metric.compute().items()}
-    own = cls(LAYERS)
+    own = cls(LAYERS, sync_on_compute=False)
     own.merge_steps(metric)  # what is left after the sync is this rank's alone
-    metric.reset()
-    metric.sync_on_compute = False
-    own.sync_on_compute = False
     alone = {name: float(value) for name, value in own.compute().items()}
     again = feed(cls(LAYERS), events_of(rank))
     again.sync()
@@ -112,16 +110,11 @@ def test_after_the_sync_each_rank_has_its_own_numbers_again(
 
 
 def test_gauges_add_over_ranks(results: list[dict[str, Any]]) -> None:
-    def last(rank: int, layer: int) -> int:
-        looks = [e for e in events_of(rank) if isinstance(e, Buffer) and e.layer == layer]
-        given = [e.entries for e in looks if e.entries is not None]
-        return given[-1] if given else 0
-
     synced = results[-1]["BufferMetric"]["synced"]
     assert synced["total_entries/layer_11"] == 7
-    by_hand = sum(last(rank, 4) for rank in range(len(results)))
-    assert by_hand > 0
-    assert synced["total_entries/layer_04"] == by_hand
+    world = len(results)
+    assert synced["total_entries/layer_04"] == 30 * world + world * (world - 1) / 2
+    assert synced["capacity/layer_04"] == 100 * world
 
 
 def test_extremes_and_histograms_merge(results: list[dict[str, Any]]) -> None:

@@ -74,8 +74,6 @@ def test_without_the_monitor_it_trains_as_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize("trainer", ["cpu", "fast"])
 def test_every_choice_composes(preset: str, logger: str, trainer: str) -> None:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose(
-            "train", [f"cmr_monitor={preset}", f"logger={logger}", f"trainer={trainer}"]
-        )
+        cfg = compose("train", [f"cmr_monitor={preset}", f"logger={logger}", f"trainer={trainer}"])
     assert cfg.model.dim == 128
     assert cfg.cmr_monitor.alerts.escalation_rules.warning.delay == 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -62,6 +63,10 @@ def store(memory: LayeredMemoryBuffer, layer: int, relevance: list[float], step:
     return memory.store_states(layer, states, torch.tensor(relevance), step).tolist()
 
 
+def relevances(memory: LayeredMemoryBuffer, layer: int) -> list[float]:
+    return sorted(round(r, 1) for r in memory.layer_buffers[layer].relevance.tolist())
+
+
 def test_capacities_are_never_passed_and_the_most_relevant_come_first() -> None:
     memory = buffer()
     assert store(memory, 1, [0.1, 0.9, 0.5, 0.7], 0) == [False, True, True, True]
@@ -85,7 +90,7 @@ def test_relevance_never_drops_an_entry_for_a_less_relevant_one() -> None:
     store(memory, 1, [0.2, 0.4, 0.6], 0)
     assert store(memory, 1, [0.1], 9) == [False]
     assert store(memory, 1, [0.3], 9) == [True]
-    assert sorted(round(r, 1) for r in memory.layer_buffers[1].relevance.tolist()) == [0.3, 0.4, 0.6]
+    assert relevances(memory, 1) == [0.3, 0.4, 0.6]
 
 
 def test_mixed_weighs_relevance_against_idleness() -> None:
@@ -94,7 +99,7 @@ def test_mixed_weighs_relevance_against_idleness() -> None:
     memory.layer_buffers[1].read_at[:] = torch.tensor([0, 9, 9])
     # values at step 10: 0.9 - 1, 0.8 - 0.1, 0.5 - 0.1 in the order stored (0.9, 0.8, 0.5)
     store(memory, 1, [0.7], 10)
-    assert sorted(round(r, 1) for r in memory.layer_buffers[1].relevance.tolist()) == [0.5, 0.7, 0.8]
+    assert relevances(memory, 1) == [0.5, 0.7, 0.8]
 
 
 def test_what_is_being_read_is_not_evicted_and_the_new_state_is_refused() -> None:
@@ -150,6 +155,43 @@ def test_counters_conserve_entries() -> None:
     assert model.memory_buffer.total_entries <= 28
 
 
+class Listener:
+    """Notes what a probe is told of its buffer."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, ...]] = []
+
+    def buffer(self, entries: int, capacity: int, nbytes: int, *, cleared: int) -> None:
+        self.calls.append((entries, capacity, nbytes, cleared))
+
+
+def test_a_clear_is_told_to_the_probes() -> None:
+    model = small()
+    train(model, 5)
+    held = dict(model.memory_stats["entries_per_layer"])
+    listeners = {number: Listener() for number in held}
+    for number, listener in listeners.items():
+        layer = model.memory_layer(number)
+        assert layer is not None
+        layer.probe = listener  # type: ignore[assignment]
+    assert model.clear_memory() == sum(held.values()) > 0
+    assert model.memory_buffer.total_entries == 0
+    assert listeners[1].calls == [(0, 24, 0, held[1])]
+    assert listeners[3].calls == [(0, 6, 0, held[3])]
+
+
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+def test_it_trains_under_bf16_autocast(checkpoint_blocks: bool) -> None:
+    model = small(checkpoint_blocks=checkpoint_blocks)
+    with torch.autocast("cpu", torch.bfloat16):
+        train(model, 5)
+        loss = model(batch(9), batch(10))["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.memory_buffer.total_entries == 28
+
+
 def test_performance_stats_have_the_specifications_keys() -> None:
     model = small()
     train(model, 5)
@@ -160,6 +202,14 @@ def test_performance_stats_have_the_specifications_keys() -> None:
     assert set(stats["states_stored_per_layer"]) == {1, 3}
     assert outputs["memory_stats"]["total_entries"] == model.memory_buffer.total_entries
     assert "memory_info" in outputs
+    # durations are the model's own: no monitor listens here
+    assert len(stats["capture_times"]) == 6 * 2  # passes × layers
+    assert stats["avg_capture_time"] == pytest.approx(sum(stats["capture_times"]) / 12)
+    memory = outputs["memory_stats"]
+    stored = sum(stats["states_stored_per_layer"].values())
+    assert memory["eviction_rate"] == memory["eviction_count"] / stored
+    assert memory["avg_retrieval_time"] > 0
+    assert 0 <= memory["retrieval_quality"] <= 1
 
 
 def test_every_parameter_learns_the_relevance_scorer_too() -> None:
@@ -202,9 +252,9 @@ def test_checkpointed_blocks_count_once_and_give_the_same_gradients() -> None:
     train(plain, 5)
     train(recomputed, 5)
     counted = plain.performance_stats
-    assert recomputed.performance_stats["states_stored_per_layer"] == (
-        counted["states_stored_per_layer"]
-    )
+    again = recomputed.performance_stats
+    assert again["states_stored_per_layer"] == counted["states_stored_per_layer"]
+    assert again["reconstructions_per_layer"] == counted["reconstructions_per_layer"]
     for a, b in zip(plain.parameters(), recomputed.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
 
@@ -227,8 +277,16 @@ def test_copies_are_independent() -> None:
     assert model.memory_buffer.total_entries > held
 
 
-def test_without_memory_there_is_none() -> None:
+def test_without_data_a_ratio_is_nan() -> None:
+    assert math.isnan(small().performance_stats["avg_capture_time"])
+    assert math.isnan(small().memory_stats["cache_hit_rate"])
+
+
+def test_without_memory_there_is_none_and_the_rest_starts_the_same() -> None:
     model = small(memory_enabled=False)
+    with_memory = small().state_dict()
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, with_memory[name]), name
     assert model.memory_stats == {}
     assert model(batch(), batch(1))["loss"].isfinite()
 

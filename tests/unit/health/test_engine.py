@@ -243,9 +243,9 @@ def test_a_rules_name_sets_its_threshold() -> None:
 
 
 def test_an_unknown_key_names_the_closest() -> None:
-    with pytest.raises(ConfigError, match="high_latncy.*did you mean 'high_latency'"):
+    with pytest.raises(ConfigError, match=r"high_latncy.*did you mean 'high_latency'"):
         short(high_latncy=0.1)
-    with pytest.raises(ConfigError, match="stal .*did you mean 'stall'"):
+    with pytest.raises(ConfigError, match=r"stal .*did you mean 'stall'"):
         short({"stall": STALL}, stal=0.1)
 
 
