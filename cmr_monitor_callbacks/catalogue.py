@@ -15,7 +15,7 @@ Three lists, each made from the one before:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -181,6 +181,16 @@ class MetricInfo:
         return _OVER_STEPS[self.kind]
 
     @property
+    def over_ranks(self) -> str:
+        """How the ranks' values make the whole's."""
+        special = {
+            "throughput": "sum of the ranks' rates",
+            "tokens_per_second": "sum of the ranks' rates",
+            "total_forward_time": "max",
+        }
+        return special.get(self.name, _OVER_LAYERS[self.kind])
+
+    @property
     def over_layers(self) -> str:
         """How the layers' values make the whole model's."""
         if self.name == "capacity":
@@ -278,7 +288,27 @@ def _quantiles(component: str, timer: str, help_: str, *, logged: bool) -> tuple
     )
 
 
-METRICS: Final[tuple[MetricInfo, ...]] = (
+_NOT_LOGGED: Final = frozenset(
+    {
+        "states_considered",
+        "capture_calls",
+        "reconstruction_calls",
+        "states_loaded",
+        "states_cleared",
+        "batch_size",
+        "tokens",
+        "total_forward_time",
+        "avg_latency",
+        *(
+            f"{kind}_time_p{q}"
+            for kind in ("capture", "reconstruction", "retrieval")
+            for q in (50, 95)
+        ),
+    }
+)
+"""Of the whole by default not logged: at 12 layers 150 tags are enough."""
+
+_ALL_METRICS: Final[tuple[MetricInfo, ...]] = (
     # capture
     _counter("capture", "states_considered", "states", "states scored for relevance"),
     _counter(
@@ -579,9 +609,17 @@ METRICS: Final[tuple[MetricInfo, ...]] = (
     ),
 )
 
+METRICS: Final = tuple(
+    replace(metric, whole_tag=False) if metric.name in _NOT_LOGGED else metric
+    for metric in _ALL_METRICS
+)
+"""The table of metrics."""
 
-def _score(component: str, name: str, unit: str, help_: str, polarity: Polarity) -> MetricInfo:
-    return MetricInfo(name, component, Kind.SCORE, unit, polarity, help_)
+
+def _score(
+    component: str, name: str, unit: str, help_: str, polarity: Polarity, *, logged: bool = True
+) -> MetricInfo:
+    return MetricInfo(name, component, Kind.SCORE, unit, polarity, help_, whole_tag=logged)
 
 
 COMPONENTS: Final = (
@@ -615,11 +653,11 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         info
         for name in HEALTH_COMPONENTS
         for info in (
-            _score("health", name, "0..100", f"score of {name}", Polarity.HIGHER),
+            _score("health", name, "0..100", f"score of {name}", Polarity.HIGHER, logged=False),
             _score("health", f"{name}_status", "code", f"status of {name}", Polarity.NEITHER),
         )
     ),
-    _score("monitor", "events", "events", "events recorded", Polarity.NEITHER),
+    _score("monitor", "events", "events", "events recorded", Polarity.NEITHER, logged=False),
     _score(
         "monitor",
         "invalid_samples",
@@ -633,6 +671,7 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         "s",
         "time spent in the monitor's own hooks over the run",
         Polarity.LOWER,
+        logged=False,
     ),
     _score(
         "monitor",
@@ -641,7 +680,14 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         "that time / wall time of the steps, over the window",
         Polarity.LOWER,
     ),
-    _score("monitor", "processing_time", "s", "last fold, evaluation and logging", Polarity.LOWER),
+    _score(
+        "monitor",
+        "processing_time",
+        "s",
+        "last fold, evaluation and logging",
+        Polarity.LOWER,
+        logged=False,
+    ),
     _score("monitor", "failures", "failures", "the monitor's own failures", Polarity.LOWER),
 )
 """What the monitor says of itself and of health; computed, not reduced."""

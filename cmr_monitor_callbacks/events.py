@@ -47,8 +47,6 @@ def retrieval(
     requested: Number, returned: Number, hits: Number, seconds: Number, quality: Number
 ) -> Values:
     """Statistics of the retrieval operations of one call."""
-    if isinstance(requested, (int, float)) and requested == 0:
-        seconds = None  # a call without an operation took time, but none per operation
     with_cache = None if hits is None else requested
     timed = None if seconds is None else requested
     return requested, returned, hits, with_cache, timed, seconds, quality
@@ -96,6 +94,26 @@ STATISTICS_OF: Final[dict[str, Callable[..., Values]]] = {
     "errors": errors,
 }
 """By component."""
+
+
+def settled(component: str, fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An event's fields as they count: a retrieval of no operation has no time per operation.
+
+    >>> settled("retrieval", (0, 0, None, 0.5, None))
+    (0, 0, None, None, None)
+    """
+    if component == "retrieval" and isinstance(fields[0], (int, float)) and fields[0] == 0:
+        return (*fields[:3], None, *fields[4:])
+    return fields
+
+
+FIELD_OF_ROW: Final[dict[str, tuple[int | None, ...]]] = {
+    "capture": (0, 1, 2, 4, None, 3),
+    "reconstruction": (None, 0, 0, 1, 2),
+    "buffer": (3, 4, 5, 0, 0, 1, 2),
+    "retrieval": (0, 1, 2, 0, 0, 3, 4),
+}
+"""For each statistic the field that it comes from, where a field may be a tensor."""
 
 
 def durations(component: str, fields: tuple[Any, ...]) -> list[tuple[float | None, float]]:

@@ -92,9 +92,11 @@ def check(value: Any, *, whole: bool, highest: float) -> tuple[float | None, str
     """
     if value is None:
         return None, ""
+    if isinstance(value, (str, bytes)):
+        return None, "not a number"
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever a stranger's __float__ raises must not reach their forward
         return None, "not a number"
     if not math.isfinite(number):
         return None, "not finite"

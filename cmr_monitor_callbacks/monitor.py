@@ -312,7 +312,10 @@ class CMRPerformanceMonitor:
         layers, stage = snapshot.layer_ids, snapshot.stage
         known = self._tables.get(stage)
         if known is None or known[0] != layers:
-            known = layers, TagTable(stage, layers, self.config.layer_metrics)
+            known = (
+                layers,
+                TagTable(stage, layers, self.config.layer_metrics, self.config.whole_metrics),
+            )
             self._tables[stage] = known
         tags, values, whole = known[1].scalars(snapshot)
         report = WindowReport(snapshot, health, transitions, tags, values, whole)
@@ -433,7 +436,7 @@ class CMRPerformanceMonitor:
             logger.exception("the monitor failed in %s; training goes on", where, exc_info=error)
 
     def _note_error(self, link: Link, exc: BaseException) -> None:
-        text = f"layer {link.probe.layer}: {type(exc).__name__}: {exc}"
+        text = f"layer {link.probe.layer}: {type(exc).__name__}: {_message(exc)}"
         self.error_log.append(f"step {self.current_step + 1}: {text}"[:500])
 
     def _note_invalid(self, sample: InvalidSample) -> None:
@@ -442,3 +445,11 @@ class CMRPerformanceMonitor:
             f"step {self.current_step + 1}: layer {layers[sample.column]}: {sample.component}."
             f"{sample.field} is {sample.reason}: {sample.value}"
         )
+
+
+def _message(exc: BaseException) -> str:
+    """An exception's text, whatever its ``__str__`` does."""
+    try:
+        return str(exc)
+    except Exception:
+        return "(no text)"

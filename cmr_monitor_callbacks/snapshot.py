@@ -88,8 +88,7 @@ class Snapshot:
             ValueError: ``over`` is neither ``run`` nor ``window``, or there is no such rank.
         """
         name = canonical(name)
-        if over not in ("run", "window"):
-            raise ValueError(f"over must be 'run' or 'window', got {over!r}")
+        _check_over(over)
         if rank is not None and not 0 <= rank < self.world_size:
             raise ValueError(f"rank must be in 0..{self.world_size - 1}, got {rank}")
         row = METRIC_ROW.get(name)
@@ -102,6 +101,7 @@ class Snapshot:
 
     def row(self, name: str, over: Over = "run") -> NDArray[np.float64]:
         """A number for the whole (column 0) and for each layer; shape ``(1 + layers,)``."""
+        _check_over(over)
         table = self.run if over == "run" else self.window
         out: NDArray[np.float64] = table[METRIC_ROW[canonical(name)]]
         return out
@@ -197,6 +197,11 @@ _RETRIEVAL_KEYS = (
     "cache_hit_rate",
     "retrieval_quality",
 )
+
+
+def _check_over(over: str) -> None:
+    if over not in ("run", "window"):
+        raise ValueError(f"over must be 'run' or 'window', got {over!r}")
 
 
 def _shown(kind: Kind, unit: str, value: float) -> float | int:

@@ -32,8 +32,9 @@ retrieval is one query.
 **Run and window.** `snapshot.value(name)` is over the run, `over="window"` over the last window. Logged
 are counters over the run; ratios, averages and quantiles over the window; gauges as they are now.
 
-**Layers.** A layer's id is what its probe was given, an int or a str. `layer` below: logged for each
-layer by default, as `cmr_<component>/<name>/layer_04` (`monitoring.layer_metrics` chooses others); every
+**Layers.** A layer's id is what its probe was given, an int or a str. *Logged* below: by default for
+the model as a whole, as `cmr_<component>/<name>`, or for each layer, as `…/layer_04`
+(`monitoring.whole_metrics` and `monitoring.layer_metrics` choose others); every
 metric that is not a quantile can be read for each layer. The whole model's entries, bytes and capacity are
 the layers' sums; a `CMRProbe()` without a layer may give a total limit, which bounds that capacity, and
 totals, which stand where no layer gives its own.
@@ -41,8 +42,8 @@ totals, which stand where no layer gives its own.
 **Stages.** Training fills these tags. Validation, test and prediction are logged once at their end, under
 `cmr_val_<component>/…` and so on; the sanity check is thrown away.
 
-| component | metric | kind | unit | over steps | over layers | layer | good | what it is |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| component | metric | kind | unit | over steps | over layers | over ranks | logged | good | what it is |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -52,7 +53,7 @@ def row(metric: MetricInfo) -> str:
     if metric.aliases:
         names += " (" + ", ".join(f"`{alias}`" for alias in metric.aliases) + ")"
     good = metric.polarity.value.split()[0].replace("neither", "–")
-    layer = "yes" if metric.layer_tag else ""
+    logged = ("whole",) * metric.whole_tag + ("layer",) * metric.layer_tag
     cells = (
         metric.component,
         names,
@@ -60,7 +61,8 @@ def row(metric: MetricInfo) -> str:
         metric.unit,
         metric.over_steps,
         metric.over_layers,
-        layer,
+        metric.over_ranks,
+        ", ".join(logged) or "–",
         good,
         metric.help,
     )

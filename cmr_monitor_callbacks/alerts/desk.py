@@ -82,7 +82,7 @@ class AlertDesk:
         """Plain data, for a checkpoint."""
         return {
             "alerts": [state.to_dict() for state in self._states.values()],
-            "episodes": self._manager.state(),
+            "notices": self._manager.state(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -91,4 +91,4 @@ class AlertDesk:
         names = {rule.name for rule in self.rules}
         alerts = [AlertState.from_dict(item) for item in state["alerts"]]
         self._states = {alert.key: alert for alert in alerts if alert.rule in names}
-        self._manager.load(item for item in state["episodes"] if item["rule"] in names)
+        self._manager.load(state["notices"], names)

@@ -117,25 +117,33 @@ class AlertManager:
         self._last_told[state.key] = now
         return [Notice(state.rule, state.layer, False, state.severity, episode.message, step)]
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> dict[str, list[dict[str, Any]]]:
         """Plain data, for a checkpoint."""
-        return [
+        episodes = [
             {
                 "rule": rule,
                 "layer": layer,
                 "message": episode.message,
                 "severity": episode.severity.value,
                 "told": None if episode.told is None else episode.told.value,
-                "last_told": self._last_told.get((rule, layer)),
             }
             for (rule, layer), episode in self._episodes.items()
         ]
+        last_told = [
+            {"rule": rule, "layer": layer, "time": time}
+            for (rule, layer), time in self._last_told.items()
+        ]
+        return {"episodes": episodes, "last_told": last_told}
 
-    def load(self, episodes: Iterable[Mapping[str, Any]]) -> None:
-        """The inverse of `state`."""
-        for item in episodes:
-            key = (item["rule"], item["layer"])
-            told = None if item["told"] is None else Severity(item["told"])
-            self._episodes[key] = _Episode(item["message"], Severity(item["severity"]), told)
-            if item["last_told"] is not None:
-                self._last_told[key] = item["last_told"]
+    def load(self, state: Mapping[str, Iterable[Mapping[str, Any]]], rules: Iterable[str]) -> None:
+        """The inverse of `state`; what belongs to rules that are gone is left out."""
+        names = set(rules)
+        for item in state["episodes"]:
+            if item["rule"] in names:
+                told = None if item["told"] is None else Severity(item["told"])
+                self._episodes[item["rule"], item["layer"]] = _Episode(
+                    item["message"], Severity(item["severity"]), told
+                )
+        for item in state["last_told"]:
+            if item["rule"] in names:
+                self._last_told[item["rule"], item["layer"]] = item["time"]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from cmr_monitor_callbacks.catalogue import COMPONENTS, METRICS
+from cmr_monitor_callbacks.catalogue import COMPONENTS, METRICS, OWN_METRICS
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.errors import nearest
 from cmr_monitor_callbacks.layers import matches
@@ -53,6 +53,8 @@ class MonitoringConfig(Settings):
     """Globs: layers that are watched; others are neither collected nor paid for."""
     layer_metrics: tuple[str, ...] | None = None
     """Globs: metrics that are logged for each layer; null: the catalogue's eight."""
+    whole_metrics: tuple[str, ...] | None = None
+    """Globs: metrics that are logged for the model as a whole; null: the catalogue's choice."""
     on_monitor_error: Literal["log", "raise"] = "log"
     """What the monitor's own failure does: counted and logged once, or raised."""
 
@@ -64,10 +66,10 @@ class MonitoringConfig(Settings):
                 raise ValueError(f"{glob!r} names no component; {nearest(glob, COMPONENTS)}")
         return globs
 
-    @field_validator("layer_metrics")
+    @field_validator("layer_metrics", "whole_metrics")
     @classmethod
     def _known_metrics(cls, globs: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        names = [metric.name for metric in METRICS]
+        names = [metric.name for metric in (*METRICS, *OWN_METRICS)]
         for glob in globs or ():
             if not any(matches(glob, name) for name in names):
                 raise ValueError(f"{glob!r} names no metric; {nearest(glob, names)}")

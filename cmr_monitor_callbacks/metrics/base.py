@@ -23,7 +23,7 @@ from cmr_monitor_callbacks.catalogue import (
     statistics_of,
     timers_of,
 )
-from cmr_monitor_callbacks.events import durations
+from cmr_monitor_callbacks.events import durations, settled
 from cmr_monitor_callbacks.folding import TIMER_ROWS, add_durations, add_event
 from cmr_monitor_callbacks.histogram import BUCKETS
 from cmr_monitor_callbacks.layers import LayerId, Layout, layer_tag
@@ -160,7 +160,9 @@ class LayeredMetric(Metric):
         for event in range(n):
             column = self.layout.column(ids[event if len(ids) > 1 else 0])
             values = (one[event if len(one) > 1 else 0] for one in given)
-            checked = tuple(None if math.isnan(value) else value for value in values)
+            checked = settled(
+                self.component, tuple(None if math.isnan(value) else value for value in values)
+            )
             add_event(packed, self.component, column, checked)
             found = durations(self.component, checked)
             for timer, (seconds, times) in zip(TIMER_ROWS[self.component], found, strict=True):

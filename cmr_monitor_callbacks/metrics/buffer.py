@@ -73,6 +73,8 @@ class BufferMetric(LayeredMetric):
         given = _as_array("stored", stored)
         n = max(len(ids), len(given))
         row = self.statistics.index("states_stored")
+        if len(given) not in (1, n) or len(ids) not in (1, n):
+            raise ValueError(f"stored has {len(given)} values, layer {len(ids)}")
         ids = ids * n if len(ids) == 1 else ids
         for layer_id, value in zip(ids, np.broadcast_to(given, n).tolist(), strict=True):
             if not math.isnan(value):

@@ -9,9 +9,9 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from cmr_monitor_callbacks.catalogue import GAUGE_FIELDS, RECORDS
 from cmr_monitor_callbacks.events import Number
-from cmr_monitor_callbacks.recording.cells import CellRow, host_fields
+from cmr_monitor_callbacks.recording.cells import CellRow, countable
+from cmr_monitor_callbacks.recording.recorder import ON_DEVICE
 
 _compiling = (
     torch.compiler.is_dynamo_compiling
@@ -21,7 +21,6 @@ _compiling = (
 # -1 outside of a backward: inside, a forward is the recompute of activation checkpointing (62 ns)
 _graph_task = torch._C._current_graph_task_id
 _INFINITE: Final = float("inf")
-_NO_DATA: Final = float("nan")
 _NONE_LOST: Final = 0
 
 
@@ -313,7 +312,8 @@ class CMRProbe:
             tally.seen += entries
             tally.entries = entries
             tally.capacity = capacity
-            tally.nbytes = _NO_DATA if nbytes is None else nbytes
+            if nbytes is not None:
+                tally.nbytes = nbytes
             if evicted:
                 tally.evicted += evicted
             if cleared:
@@ -346,6 +346,7 @@ class CMRProbe:
     def attach(self, link: ProbeLink) -> None:
         """Start to record through a link."""
         self._link = link
+        self._cells = None
         self._capture = link.tally("capture")
         self._reconstruction = link.tally("reconstruction")
         self._retrieval = link.tally("retrieval")
@@ -375,12 +376,20 @@ class CMRProbe:
         link = self._link
         if link is None:
             return
-        devices = {value.device for value in fields if isinstance(value, Tensor)}
-        for device in devices:
-            there = [None if _elsewhere(value, device) else value for value in fields]
-            link.cells(kind, device).add(there)
-        link.add_any(kind, host_fields(fields, GAUGE_FIELDS, RECORDS[kind]))
-
-
-def _elsewhere(value: Any, device: torch.device) -> bool:
-    return isinstance(value, Tensor) and value.device != device
+        tensors = [isinstance(value, Tensor) for value in fields]
+        if not any(tensors):
+            link.add_any(kind, fields)
+            return
+        host = [
+            (ON_DEVICE if countable(value) else "a tensor that is no number")
+            if is_tensor
+            else value
+            for value, is_tensor in zip(fields, tensors, strict=True)
+        ]
+        there = [
+            value if held is ON_DEVICE else None for value, held in zip(fields, host, strict=True)
+        ]
+        for device in {value.device for value in there if value is not None}:
+            row = [v if v is not None and v.device == device else None for v in there]
+            link.cells(kind, device).add(row)
+        link.add_any(kind, host)

@@ -20,99 +20,123 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from cmr_monitor_callbacks.catalogue import Store
-from cmr_monitor_callbacks.events import STATISTICS_OF, Number
+from cmr_monitor_callbacks.catalogue import RECORDS, UNIT_INTERVAL, Store
+from cmr_monitor_callbacks.events import FIELD_OF_ROW, STATISTICS_OF, Number
 from cmr_monitor_callbacks.folding import FIRST_ROW, STORES
 from cmr_monitor_callbacks.packed import ROW, Packed
 
 KINDS: Final = ("capture", "reconstruction", "buffer", "retrieval")
 """Components whose numbers may be tensors."""
 WIDTH: Final = max(len(STORES[kind]) for kind in KINDS)
+"""Statistics, and so fields, of the widest kind."""
 _NONFINITE: Final = ROW["nonfinite_count"]
 
 
-def _mask(kind: str, device: torch.device, *stores: Store) -> Tensor:
-    """Which statistics of a kind are kept in one of these ways; shape ``(WIDTH,)``, bool."""
-    flags = [store in stores for store in STORES[kind]]
-    flags += [False] * (WIDTH - len(flags))
-    return torch.tensor(flags, device=device)
+class Flag:
+    """Whether the host wrote to a block since its last read."""
+
+    __slots__ = ("up",)
+
+    def __init__(self) -> None:
+        self.up = False
 
 
 class CellRow:
     """The device statistics of one kind of event at one layer.
 
     Attributes:
-        cells: shape ``(3, WIDTH)``, float64, a view of the packed tensor: values, number of
-            samples, number of values that were not finite.
+        cells: shape ``(4, WIDTH)``, float64, a view of the packed tensor: by statistic values and
+            number of samples, by field values rejected and those of them that were not finite.
     """
 
-    __slots__ = ("adding", "cells", "gate", "kind", "order", "used")
+    __slots__ = ("_adding", "_highest", "_rows", "cells", "gate", "kind", "used")
 
     def __init__(self, kind: str, cells: Tensor, gate: Tensor, used: Flag) -> None:
         self.kind = kind
         self.used = used
         self.cells = cells
         self.gate = gate
-        self.order = STORES[kind]
-        self.adding = _mask(kind, cells.device, Store.COUNT, Store.SUM)
+        names = RECORDS[kind]
+        largest = torch.finfo(torch.float64).max
+        limits = [1.0 if name in UNIT_INTERVAL else largest for name in names]
+        adding = [store is not Store.GAUGE for store in STORES[kind]]
+        self._rows = range(len(adding))
+        self._highest = torch.tensor(limits, dtype=torch.float64, device=cells.device)
+        self._adding = torch.tensor(adding, device=cells.device)
 
     def add(self, fields: Sequence[Number]) -> None:
-        """Add the tensors among an event's fields, outside of compiled code.
+        """Add the tensors among an event's fields, outside of compiled code; never waits.
 
-        The host keeps the sample with a 0 in the tensor's place, so only values come here. Whole
-        numbers cost one small kernel each and no synchronisation; reals three.
+        The host keeps the sample, so only values come here; what is out of range takes its sample
+        back. A dozen small kernels for a call, however many tensors it has.
         """
         self.used.up = True
         with torch.no_grad():
-            for row, value in enumerate(STATISTICS_OF[self.kind](*fields)):
-                if isinstance(value, Tensor):
-                    self._add_one(row, value.detach(), self.order[row])
-
-    def _add_one(self, row: int, value: Tensor, store: Store) -> None:
-        if value.is_floating_point():
-            finite = torch.isfinite(value)
-            self.cells[2, row].add_(~finite)
-            if store is not Store.GAUGE:
-                self.cells[1, row].sub_((~finite).to(torch.float64))
-            value = torch.where(finite, value.double(), self._neutral(row, store))
-        if store is Store.GAUGE:
-            self.cells[0, row].copy_(value)
-        else:
-            self.cells[0, row].add_(value)
-
-    def _neutral(self, row: int, store: Store) -> Any:
-        return self.cells[0, row] if store is Store.GAUGE else 0.0
+            self._merge([f if isinstance(f, Tensor) else None for f in fields], None)
 
     def add_compiled(self, fields: Sequence[Number]) -> None:
         """Add a whole event inside compiled code: one fused in-place write, no graph break."""
-        old, count, bad = self.cells
-        live = self.gate > 0
-        statistics = STATISTICS_OF[self.kind](*fields)
-        padded = (*statistics, *[None] * (WIDTH - len(statistics)))
-        new = torch.stack([self._scalar(value) for value in padded])
-        finite = torch.isfinite(new)
-        ok = finite & live
-        merged = torch.where(self.adding, old + new, new)
-        # -inf stands for "not given", which is neither a sample nor a bad one
-        rejected = live & ~finite & (new != -math.inf)
-        self.cells.copy_(torch.stack((torch.where(ok, merged, old), count + ok, bad + rejected)))
+        self._merge(fields, self.gate > 0)
+
+    def _merge(self, fields: Sequence[Number], live: Tensor | None) -> None:
+        """Write an event into the cells.
+
+        Args:
+            fields: of the event; None is no data.
+            live: whether it counts at all, 0-d bool; None: it does, and the host counts samples.
+        """
+        given = [i for i, value in enumerate(fields) if value is not None]
+        raw = torch.stack([self._scalar(fields[i]) for i in given])
+        ok = (raw >= 0) & (raw <= self._highest[given])
+        clean = torch.where(ok, raw, 0.0)
+        at = {field: place for place, field in enumerate(given)}
+        settled: list[Number] = [clean[at[i]] if i in at else None for i in range(len(fields))]
+        values = STATISTICS_OF[self.kind](*settled)
+        counted = live is not None
+        sources = FIELD_OF_ROW[self.kind]
+        rows = [
+            row
+            for row in self._rows
+            if values[row] is not None and (counted or sources[row] is not None)
+        ]
+        fine = torch.stack(
+            [self._always if sources[row] is None else ok[at[_known(sources[row])]] for row in rows]
+        )
+        new = torch.stack([self._scalar(values[row]) for row in rows])
+        old = self.cells[0, rows]
+        merged = torch.where(self._adding[rows], old + new, new)
+        samples = fine.to(torch.float64) if counted else fine.to(torch.float64) - 1.0
+        rejected = torch.stack((~ok, ~torch.isfinite(raw))).to(torch.float64)
+        if live is not None:
+            fine = fine & live
+            samples = samples * live
+            rejected = rejected * live
+        if not counted:
+            # a gauge keeps its sample, for the host saw the look
+            samples = torch.where(self._adding[rows], samples, 0.0)
+        self.cells[0, rows] = torch.where(fine, merged, old)
+        self.cells[1, rows] += samples
+        self.cells[2:, given] += rejected
+
+    @property
+    def _always(self) -> Tensor:
+        return torch.ones((), dtype=torch.bool, device=self.cells.device)
 
     def _scalar(self, value: Number) -> Tensor:
         if isinstance(value, Tensor):
-            return value.detach().to(device=self.cells.device, dtype=torch.float64)
-        fill = -math.inf if value is None else value
+            return value.detach().to(device=self.cells.device, dtype=torch.float64).reshape(())
+        fill = math.nan if value is None else value
         return torch.full((), fill, dtype=torch.float64, device=self.cells.device)
 
 
-def host_fields(fields: Sequence[Any], gauges: frozenset[str], names: Sequence[str]) -> list[Any]:
-    """An event's fields for the host's list: tensors become 0, so that the sample is counted once.
+def _known(field: int | None) -> int:
+    assert field is not None
+    return field
 
-    A gauge's tensor becomes None: the device holds the last value.
-    """
-    return [
-        (None if name in gauges else 0) if isinstance(value, Tensor) else value
-        for name, value in zip(names, fields, strict=True)
-    ]
+
+def countable(value: Any) -> bool:
+    """Whether a tensor can stand for one number: 0-d, real, with data."""
+    return bool(value.ndim == 0 and not value.is_complex() and value.device.type != "meta")
 
 
 @dataclass(frozen=True)
@@ -121,7 +145,7 @@ class CellRead:
 
     Attributes:
         rows: (kind, slot) of each row.
-        host: shape ``(rows, 3, WIDTH)``, float64.
+        host: shape ``(rows, 4, WIDTH)``, float64.
     """
 
     rows: tuple[tuple[str, int], ...]
@@ -134,7 +158,10 @@ class CellRead:
         return self.event is None or bool(self.event.query())
 
     def add_to(self, packed: Packed) -> None:
-        """Add the statistics to a window's; waits for the copy if it is still under way."""
+        """Add the statistics to a window's; waits for the copy if it is still under way.
+
+        A gauge that the host knows stands: it was looked at later.
+        """
         if self.event is not None:
             self.event.synchronize()
         for (kind, slot), cells in zip(self.rows, self.host.numpy(), strict=True):
@@ -143,20 +170,18 @@ class CellRead:
                 packed.samples[at, slot] += cells[1, row]
                 if store is not Store.GAUGE:
                     packed.values[at, slot] += value
-                elif not math.isnan(value):
+                elif math.isnan(packed.values[at, slot]):
                     packed.values[at, slot] = value
-            rejected = cells[2].sum()
-            packed.values[_NONFINITE, slot] += rejected
-            packed.samples[_NONFINITE, slot] += rejected > 0
+            packed.values[_NONFINITE, slot] += cells[3].sum()
 
-
-class Flag:
-    """Whether the host wrote to a block since its last read."""
-
-    __slots__ = ("up",)
-
-    def __init__(self) -> None:
-        self.up = False
+    def rejected(self) -> list[tuple[str, int, str, int]]:
+        """Component, column, field and number of the values that were not taken; after `add_to`."""
+        return [
+            (kind, slot, name, int(count))
+            for (kind, slot), cells in zip(self.rows, self.host.numpy(), strict=True)
+            for name, count in zip(RECORDS[kind], cells[2], strict=False)
+            if count
+        ]
 
 
 class _Block:
@@ -165,7 +190,7 @@ class _Block:
     def __init__(self, device: torch.device, rows: list[tuple[str, int]]) -> None:
         self.rows = rows
         self.used = Flag()
-        self.packed = torch.zeros(len(rows), 3, WIDTH, dtype=torch.float64, device=device)
+        self.packed = torch.zeros(len(rows), 4, WIDTH, dtype=torch.float64, device=device)
         self.start = torch.zeros_like(self.packed)
         for i, (kind, _) in enumerate(rows):
             for k, store in enumerate(STORES[kind]):

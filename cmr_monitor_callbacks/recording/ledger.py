@@ -119,6 +119,11 @@ class Ledger:
     def finish(self, closed: ClosedWindow, stage: StageStatistics) -> Reading:
         """Add a closed window to its stage and read both."""
         window = stage.finish(closed)
+        for read in closed.reads:
+            for component, column, name, count in read.rejected():
+                self.invalid_samples += count
+                text = f"{count} on the device"
+                self._on_invalid(InvalidSample(component, name, column, text, "out of range"))
         window.widen(stage.run.width)
         if stage is not self._train:
             stage.run.take_gauges(self._train.run)

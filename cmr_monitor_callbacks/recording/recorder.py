@@ -29,10 +29,13 @@ from cmr_monitor_callbacks.folding import (
     add_event,
     check,
 )
-from cmr_monitor_callbacks.packed import Packed
+from cmr_monitor_callbacks.packed import ROW, Packed
 
 Keep = Mapping[int, Callable[[NDArray[np.float64]], None]]
 NO_DATA: Final = math.nan
+ON_DEVICE: Final = object()
+"""Stands for a value that a device counts; the host counts the sample."""
+_GAUGE_ROWS: Final = [ROW[name] for name in ("total_entries", "capacity", "memory_bytes")]
 
 
 class CaptureTally:
@@ -352,12 +355,17 @@ class Recorder:
     def add_any(self, component: str, column: int, fields: Sequence[Any]) -> None:
         """Check an event value by value and add it; what is wrong is left out and noted."""
         checked: list[float | None] = []
-        for name, value in zip(RECORDS[component], fields, strict=True):
+        for name, value in zip(
+            RECORDS[component], events.settled(component, tuple(fields)), strict=True
+        ):
+            if value is ON_DEVICE:
+                checked.append(0.0)
+                continue
             highest = 1.0 if name in UNIT_INTERVAL else math.inf
             number, reason = check(value, whole=name not in REAL_FIELDS, highest=highest)
             checked.append(number)
             if reason:
-                text = repr(value)[:80]
+                text = safe_text(value)
                 self.invalid.append(InvalidSample(component, name, column, text, reason))
         if self._aside is None or self._aside.width <= column:
             wider = Packed.empty(column + 1)
@@ -366,15 +374,29 @@ class Recorder:
             self._aside = wider
         add_event(self._aside, component, column, checked)
         self._aside_events += 1
-        found = events.durations(component, tuple(checked))
+        if component == "buffer":
+            self._look(column, fields, checked)
+        on_host = tuple(
+            None if given is ON_DEVICE else value
+            for given, value in zip(fields, checked, strict=True)
+        )
+        found = events.durations(component, on_host)
         for timer, (seconds, times) in zip(TIMER_ROWS[component], found, strict=True):
             if seconds is not None and times:
                 self._times[timer].extend((seconds, times) if timer in _WEIGHTED else (seconds,))
-        if component == "buffer":
-            tally = self.tally(component, column)
-            tally.entries, tally.capacity, tally.nbytes = (
-                NO_DATA if value is None else value for value in checked[:3]
-            )
+
+    def _look(self, column: int, fields: Sequence[Any], checked: Sequence[float | None]) -> None:
+        """What holds now is the tally's alone: a value not given leaves the old one."""
+        assert self._aside is not None
+        self._aside.values[_GAUGE_ROWS, column] = NO_DATA
+        tally = self.tally("buffer", column)
+        for name, given, value in zip(
+            ("entries", "capacity", "nbytes"), fields, checked, strict=False
+        ):
+            if given is ON_DEVICE:
+                setattr(tally, name, NO_DATA)  # the device's is the newest
+            elif value is not None:
+                setattr(tally, name, value)
 
     @property
     def pending(self) -> bool:
@@ -415,13 +437,23 @@ class Recorder:
             tally.clear()
         if values:
             rows, columns = self._places()
-            packed.values[rows, columns] = values
+            try:
+                packed.values[rows, columns] = values
+            except OverflowError:
+                packed.values[rows, columns] = [self._bounded(value) for value in values]
             packed.samples[rows, columns] = samples
         if self._aside is not None:
             packed.add(self._aside)
             self._aside, self._aside_events = None, 0
         self._drain_times(packed, keep)
         return packed, count
+
+    def _bounded(self, value: float) -> float:
+        """A sum as a float, 0 if it is too large for one."""
+        number, reason = check(value, whole=False, highest=math.inf)
+        if reason == "not a number":
+            self.invalid.append(InvalidSample("", "a sum", 0, safe_text(value), "too large"))
+        return 0.0 if number is None and reason else float(value)
 
     def _places(self) -> Any:
         """Row and column of each number that the tallies give, in their order."""
@@ -455,3 +487,11 @@ class Recorder:
                 keep[timer](taken)
         if timers:
             add_durations(packed, timers, seconds, weights)
+
+
+def safe_text(value: Any) -> str:
+    """A value for people, short, whatever its ``__repr__`` does."""
+    try:
+        return repr(value)[:80]
+    except Exception:
+        return f"<{type(value).__name__}>"

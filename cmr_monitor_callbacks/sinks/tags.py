@@ -21,10 +21,15 @@ class TagTable:
         stage: ``train``, or another stage, whose tags carry its name.
         layers: layers by column.
         layer_metrics: globs over the metrics logged for each layer; None: the catalogue's choice.
+        whole_metrics: the same for the model as a whole.
     """
 
     def __init__(
-        self, stage: str, layers: Sequence[LayerId], layer_metrics: Sequence[str] | None = None
+        self,
+        stage: str,
+        layers: Sequence[LayerId],
+        layer_metrics: Sequence[str] | None = None,
+        whole_metrics: Sequence[str] | None = None,
     ) -> None:
         prefix = "cmr" if stage == "train" else f"cmr_{stage}"
         width = len(layers) + 1
@@ -38,7 +43,7 @@ class TagTable:
                 at = COUNTERS.index(metric.name) if counted else METRIC_ROW[metric.name]
                 row = (at if counted else len(COUNTERS) + at) * width
                 tag = f"{prefix}_{metric.component}/{metric.name}"
-                if not per_layer and metric.whole_tag:
+                if not per_layer and _shown(metric.name, metric.whole_tag, whole_metrics):
                     tags.append(tag)
                     index.append(row)
                 if per_layer and _shown(metric.name, metric.layer_tag, layer_metrics):
@@ -47,7 +52,11 @@ class TagTable:
             self.whole_count = self.whole_count or len(tags)
         self.tags = np.array(tags, dtype=object)
         self._index = np.array(index, dtype=np.intp)
-        self._own = [(f"{prefix}_{m.component}/{m.name}", m.name) for m in OWN_METRICS]
+        self._own = [
+            (f"{prefix}_{m.component}/{m.name}", m.name)
+            for m in OWN_METRICS
+            if _shown(m.name, m.whole_tag, whole_metrics)
+        ]
         self._pattern = b"?"
 
     def scalars(self, snapshot: Snapshot) -> tuple[list[str], list[float], int]:
