@@ -113,7 +113,13 @@ FIELD_OF_ROW: Final[dict[str, tuple[int | None, ...]]] = {
     "buffer": (3, 4, 5, 0, 0, 1, 2),
     "retrieval": (0, 1, 2, 0, 0, 3, 4),
 }
-"""For each statistic the field that it comes from, where a field may be a tensor."""
+"""For each statistic the field that it comes from, where a field may be a tensor; None: it is 1."""
+
+NEEDED_BY_ROW: Final[dict[str, dict[int, int]]] = {"retrieval": {3: 2, 4: 3}}
+"""Statistics that count only where another field is given too: that field, by row."""
+
+FLAG_ROWS: Final[dict[str, tuple[int, ...]]] = {"reconstruction": (1,)}
+"""Statistics that are 1 where their field is over 0."""
 
 
 def durations(component: str, fields: tuple[Any, ...]) -> list[tuple[float | None, float]]:

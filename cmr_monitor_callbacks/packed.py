@@ -205,7 +205,7 @@ class Reader:
         ratios = np.full_like(upper, np.nan)
         np.divide(upper, lower, out=ratios, where=lower > 0)
         out[_RATIOS] = ratios
-        # forward passes belong to no layer, so errors of the whole stand over the whole's operations
+        # forward passes belong to no layer: the whole's errors stand over the whole's operations
         errors, operations = values[_ERRORS].sum(axis=1).tolist()
         out[_ERROR_RATE, 0] = errors / operations if operations > 0 else math.nan
         _read_gauges(packed.values, run.values[ROW["entries_seen"]], out)

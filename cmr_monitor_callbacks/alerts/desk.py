@@ -91,4 +91,9 @@ class AlertDesk:
         names = {rule.name for rule in self.rules}
         alerts = [AlertState.from_dict(item) for item in state["alerts"]]
         self._states = {alert.key: alert for alert in alerts if alert.rule in names}
-        self._manager.load(state["notices"], names)
+        self._manager.load(
+            {
+                key: [item for item in items if item["rule"] in names]
+                for key, items in state["notices"].items()
+            }
+        )

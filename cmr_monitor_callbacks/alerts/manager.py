@@ -135,15 +135,11 @@ class AlertManager:
         ]
         return {"episodes": episodes, "last_told": last_told}
 
-    def load(self, state: Mapping[str, Iterable[Mapping[str, Any]]], rules: Iterable[str]) -> None:
-        """The inverse of `state`; what belongs to rules that are gone is left out."""
-        names = set(rules)
+    def load(self, state: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+        """The inverse of `state`."""
         for item in state["episodes"]:
-            if item["rule"] in names:
-                told = None if item["told"] is None else Severity(item["told"])
-                self._episodes[item["rule"], item["layer"]] = _Episode(
-                    item["message"], Severity(item["severity"]), told
-                )
+            told = None if item["told"] is None else Severity(item["told"])
+            key = item["rule"], item["layer"]
+            self._episodes[key] = _Episode(item["message"], Severity(item["severity"]), told)
         for item in state["last_told"]:
-            if item["rule"] in names:
-                self._last_told[item["rule"], item["layer"]] = item["time"]
+            self._last_told[item["rule"], item["layer"]] = item["time"]

@@ -22,6 +22,7 @@ _compiling = (
 _graph_task = torch._C._current_graph_task_id
 _INFINITE: Final = float("inf")
 _NONE_LOST: Final = 0
+_LIMIT: Final = 1 << 53  # whole numbers up to here are exact in float64
 
 
 class ProbeLink(Protocol):
@@ -167,8 +168,8 @@ class CMRProbe:
             type(attempted) is int
             and type(captured) is int
             and type(stored) is int
-            and attempted >= captured >= stored >= 0
-            and (considered is None or (type(considered) is int and considered >= 0))
+            and _LIMIT > attempted >= captured >= stored >= 0
+            and (considered is None or (type(considered) is int and _LIMIT > considered >= 0))
             and (seconds is None or (type(seconds) is float and 0.0 <= seconds < _INFINITE))
         ):
             tally.n += 1
@@ -203,7 +204,7 @@ class CMRProbe:
             return
         if (
             type(memories_used) is int
-            and memories_used >= 0
+            and _LIMIT > memories_used >= 0
             and (quality is None or (type(quality) is float and 0.0 <= quality <= 1.0))
             and (seconds is None or (type(seconds) is float and 0.0 <= seconds < _INFINITE))
         ):
@@ -247,9 +248,9 @@ class CMRProbe:
         if (
             type(requested) is int
             and type(returned) is int
-            and requested > 0
-            and returned >= 0
-            and (hits is None or (type(hits) is int and hits >= 0))
+            and _LIMIT > requested > 0
+            and _LIMIT > returned >= 0
+            and (hits is None or (type(hits) is int and _LIMIT > hits >= 0))
             and (seconds is None or (type(seconds) is float and 0.0 <= seconds < _INFINITE))
             and (quality is None or (type(quality) is float and 0.0 <= quality <= 1.0))
         ):
@@ -300,13 +301,13 @@ class CMRProbe:
             return
         if (
             type(entries) is int
-            and entries >= 0
+            and _LIMIT > entries >= 0
             # what did not change since the last call was checked then
-            and (capacity is tally.capacity or (type(capacity) is int and capacity >= 0))
-            and (nbytes is None or (type(nbytes) is int and nbytes >= 0))
-            and (evicted is _NONE_LOST or (type(evicted) is int and evicted >= 0))
-            and (cleared is _NONE_LOST or (type(cleared) is int and cleared >= 0))
-            and (loaded is _NONE_LOST or (type(loaded) is int and loaded >= 0))
+            and (capacity is tally.capacity or (type(capacity) is int and _LIMIT > capacity >= 0))
+            and (nbytes is None or (type(nbytes) is int and _LIMIT > nbytes >= 0))
+            and (evicted is _NONE_LOST or (type(evicted) is int and _LIMIT > evicted >= 0))
+            and (cleared is _NONE_LOST or (type(cleared) is int and _LIMIT > cleared >= 0))
+            and (loaded is _NONE_LOST or (type(loaded) is int and _LIMIT > loaded >= 0))
         ):
             tally.n += 1
             tally.seen += entries
@@ -386,10 +387,30 @@ class CMRProbe:
             else value
             for value, is_tensor in zip(fields, tensors, strict=True)
         ]
-        there = [
-            value if held is ON_DEVICE else None for value, held in zip(fields, host, strict=True)
-        ]
-        for device in {value.device for value in there if value is not None}:
-            row = [v if v is not None and v.device == device else None for v in there]
-            link.cells(kind, device).add(row)
+        if kind == "retrieval" and host[0] is ON_DEVICE and fields[3] is not None:
+            # whether there was an operation at all, only the device knows
+            fields = (*fields[:3], (fields[0] > 0).double() * fields[3], fields[4])
+            host[3] = ON_DEVICE
+        self._to_devices(link, kind, fields, [value is ON_DEVICE for value in host])
         link.add_any(kind, host)
+
+    def _to_devices(
+        self, link: ProbeLink, kind: str, fields: tuple[Any, ...], there: list[bool]
+    ) -> None:
+        devices = {value.device for value, is_there in zip(fields, there, strict=True) if is_there}
+        for device in devices:
+            row = link.cells(kind, device)
+            if kind == "buffer":
+                for field, name in enumerate(("entries", "capacity", "nbytes")):
+                    known = getattr(self._buffer, name)
+                    if there[field] and known == known:
+                        row.seed(field, known)
+            # a tensor that lives elsewhere is only known to be given
+            row.add(
+                [
+                    value
+                    if not isinstance(value, Tensor) or (is_there and value.device == device)
+                    else 0
+                    for value, is_there in zip(fields, there, strict=True)
+                ]
+            )

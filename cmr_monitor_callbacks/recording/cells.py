@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 
 from cmr_monitor_callbacks.catalogue import RECORDS, UNIT_INTERVAL, Store
-from cmr_monitor_callbacks.events import FIELD_OF_ROW, STATISTICS_OF, Number
+from cmr_monitor_callbacks.events import (
+    FIELD_OF_ROW,
+    FLAG_ROWS,
+    NEEDED_BY_ROW,
+    STATISTICS_OF,
+    Number,
+)
 from cmr_monitor_callbacks.folding import FIRST_ROW, STORES
 from cmr_monitor_callbacks.packed import ROW, Packed
 
@@ -49,7 +55,18 @@ class CellRow:
             number of samples, by field values rejected and those of them that were not finite.
     """
 
-    __slots__ = ("_adding", "_highest", "_rows", "cells", "gate", "kind", "used")
+    __slots__ = (
+        "_adding",
+        "_flags",
+        "_highest",
+        "_needed",
+        "_one",
+        "_sources",
+        "cells",
+        "gate",
+        "kind",
+        "used",
+    )
 
     def __init__(self, kind: str, cells: Tensor, gate: Tensor, used: Flag) -> None:
         self.kind = kind
@@ -60,7 +77,14 @@ class CellRow:
         largest = torch.finfo(torch.float64).max
         limits = [1.0 if name in UNIT_INTERVAL else largest for name in names]
         adding = [store is not Store.GAUGE for store in STORES[kind]]
-        self._rows = range(len(adding))
+        # the statistic that comes from no field (calls) looks one place past the fields
+        sources = [len(names) if field is None else field for field in FIELD_OF_ROW[kind]]
+        needed = [NEEDED_BY_ROW.get(kind, {}).get(row, field) for row, field in enumerate(sources)]
+        flags = [row in FLAG_ROWS.get(kind, ()) for row in range(len(sources))]
+        self._sources = torch.tensor(sources, device=cells.device)
+        self._needed = torch.tensor(needed, device=cells.device)
+        self._flags = torch.tensor(flags, device=cells.device)
+        self._one = torch.ones(1, dtype=torch.float64, device=cells.device)
         self._highest = torch.tensor(limits, dtype=torch.float64, device=cells.device)
         self._adding = torch.tensor(adding, device=cells.device)
 
@@ -72,60 +96,58 @@ class CellRow:
         """
         self.used.up = True
         with torch.no_grad():
-            self._merge([f if isinstance(f, Tensor) else None for f in fields], None)
+            self._merge(fields)
+
+    def seed(self, field: int, value: float) -> None:
+        """Let a gauge start from what the host knew last."""
+        for row, source in enumerate(FIELD_OF_ROW[self.kind]):
+            if source == field and STORES[self.kind][row] is Store.GAUGE:
+                self.cells[0, row].fill_(value)
 
     def add_compiled(self, fields: Sequence[Number]) -> None:
         """Add a whole event inside compiled code: one fused in-place write, no graph break."""
-        self._merge(fields, self.gate > 0)
+        # few operations: each is traced and compiled for every probe call of the model
+        live = self.gate > 0
+        raw = torch.stack([self._scalar(value) for value in fields])
+        ok = (raw >= 0) & (raw <= self._highest) & live
+        known = torch.cat((ok, live[None]))
+        fine = known[self._sources] & known[self._needed]
+        new = torch.cat((torch.where(ok, raw, 0.0), self._one))[self._sources]
+        new = torch.where(self._flags, (new > 0).to(torch.float64), new)
+        values, samples = self.cells[0, : len(self._sources)], self.cells[1, : len(self._sources)]
+        merged = torch.where(self._adding, values + new, new)
+        # -inf stands for "not given", which is not rejected
+        rejected = live & ~ok & (raw != -math.inf)
+        values.copy_(torch.where(fine, merged, values))
+        samples.add_(fine)
+        self.cells[2, : len(fields)].add_(rejected)
+        self.cells[3, : len(fields)].add_(rejected & ~torch.isfinite(raw))
 
-    def _merge(self, fields: Sequence[Number], live: Tensor | None) -> None:
-        """Write an event into the cells.
-
-        Args:
-            fields: of the event; None is no data.
-            live: whether it counts at all, 0-d bool; None: it does, and the host counts samples.
-        """
-        given = [i for i, value in enumerate(fields) if value is not None]
+    def _merge(self, fields: Sequence[Number]) -> None:
+        """Write the tensors of an event into the cells."""
+        given = [i for i, value in enumerate(fields) if isinstance(value, Tensor)]
         raw = torch.stack([self._scalar(fields[i]) for i in given])
         ok = (raw >= 0) & (raw <= self._highest[given])
         clean = torch.where(ok, raw, 0.0)
         at = {field: place for place, field in enumerate(given)}
-        settled: list[Number] = [clean[at[i]] if i in at else None for i in range(len(fields))]
+        settled = [clean[at[i]] if i in at else value for i, value in enumerate(fields)]
         values = STATISTICS_OF[self.kind](*settled)
-        counted = live is not None
         sources = FIELD_OF_ROW[self.kind]
-        rows = [
-            row
-            for row in self._rows
-            if values[row] is not None and (counted or sources[row] is not None)
-        ]
-        fine = torch.stack(
-            [self._always if sources[row] is None else ok[at[_known(sources[row])]] for row in rows]
-        )
+        rows = [r for r, value in enumerate(values) if value is not None and sources[r] in at]
+        fine = torch.stack([ok[at[_known(sources[row])]] for row in rows])
         new = torch.stack([self._scalar(values[row]) for row in rows])
-        old = self.cells[0, rows]
-        merged = torch.where(self._adding[rows], old + new, new)
-        samples = fine.to(torch.float64) if counted else fine.to(torch.float64) - 1.0
-        rejected = torch.stack((~ok, ~torch.isfinite(raw))).to(torch.float64)
-        if live is not None:
-            fine = fine & live
-            samples = samples * live
-            rejected = rejected * live
-        if not counted:
-            # a gauge keeps its sample, for the host saw the look
-            samples = torch.where(self._adding[rows], samples, 0.0)
+        old, adding = self.cells[0, rows], self._adding[rows]
+        merged = torch.where(adding, old + new, new)
         self.cells[0, rows] = torch.where(fine, merged, old)
-        self.cells[1, rows] += samples
-        self.cells[2:, given] += rejected
-
-    @property
-    def _always(self) -> Tensor:
-        return torch.ones((), dtype=torch.bool, device=self.cells.device)
+        # a gauge keeps its sample, for the host saw the look
+        self.cells[1, rows] -= (~fine & adding).to(torch.float64)
+        self.cells[2, given] += (~ok).to(torch.float64)
+        self.cells[3, given] += (~torch.isfinite(raw)).to(torch.float64)
 
     def _scalar(self, value: Number) -> Tensor:
         if isinstance(value, Tensor):
-            return value.detach().to(device=self.cells.device, dtype=torch.float64).reshape(())
-        fill = math.nan if value is None else value
+            return value.detach().to(device=self.cells.device, dtype=torch.float64)
+        fill = -math.inf if value is None else value
         return torch.full((), fill, dtype=torch.float64, device=self.cells.device)
 
 

@@ -355,9 +355,7 @@ class Recorder:
     def add_any(self, component: str, column: int, fields: Sequence[Any]) -> None:
         """Check an event value by value and add it; what is wrong is left out and noted."""
         checked: list[float | None] = []
-        for name, value in zip(
-            RECORDS[component], events.settled(component, tuple(fields)), strict=True
-        ):
+        for name, value in zip(RECORDS[component], fields, strict=True):
             if value is ON_DEVICE:
                 checked.append(0.0)
                 continue
@@ -367,6 +365,8 @@ class Recorder:
             if reason:
                 text = safe_text(value)
                 self.invalid.append(InvalidSample(component, name, column, text, reason))
+        if fields[0] is not ON_DEVICE:
+            checked = list(events.settled(component, tuple(checked)))
         if self._aside is None or self._aside.width <= column:
             wider = Packed.empty(column + 1)
             if self._aside is not None:
@@ -437,23 +437,13 @@ class Recorder:
             tally.clear()
         if values:
             rows, columns = self._places()
-            try:
-                packed.values[rows, columns] = values
-            except OverflowError:
-                packed.values[rows, columns] = [self._bounded(value) for value in values]
+            packed.values[rows, columns] = values
             packed.samples[rows, columns] = samples
         if self._aside is not None:
             packed.add(self._aside)
             self._aside, self._aside_events = None, 0
         self._drain_times(packed, keep)
         return packed, count
-
-    def _bounded(self, value: float) -> float:
-        """A sum as a float, 0 if it is too large for one."""
-        number, reason = check(value, whole=False, highest=math.inf)
-        if reason == "not a number":
-            self.invalid.append(InvalidSample("", "a sum", 0, safe_text(value), "too large"))
-        return 0.0 if number is None and reason else float(value)
 
     def _places(self) -> Any:
         """Row and column of each number that the tallies give, in their order."""
