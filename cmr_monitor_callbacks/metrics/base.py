@@ -245,9 +245,7 @@ class LayeredMetric(Metric):
         """Back to no data; layers stay known."""
         super().reset()  # the defaults grew with the layers
 
-    def state_dict(  # type: ignore[override]
-        self, destination: Any = None, prefix: str = "", keep_vars: bool = False
-    ) -> Any:
+    def state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """As in torchmetrics; persistent states carry their layers' ids along."""
         out = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         if self._persistent["counts"]:
