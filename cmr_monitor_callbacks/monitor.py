@@ -239,6 +239,14 @@ class CMRPerformanceMonitor:
             self._publish()
         self._processing = self.clock.monotonic() - start
 
+    def peek(self) -> tuple[list[str], list[float]]:
+        """Tags and values of the whole model as they are now, without ending the window."""
+        reading = self._ledger.peek()
+        closed = ClosedWindow(reading.statistics, [], self.current_step, self.clock.wall())
+        snapshot = self._snapshot("train", reading, closed, own=self.health.numbers())
+        tags, values, whole = self._table(snapshot).scalars(snapshot)
+        return tags[:whole], values[:whole]
+
     def flush(self) -> None:
         """End a partial window, if there is one, and have every sink write what is pending."""
         if self._ledger.dirty or self._ledger.recorder.pending:
@@ -309,6 +317,13 @@ class CMRPerformanceMonitor:
     def _emit(
         self, snapshot: Snapshot, health: HealthReport, transitions: Sequence[Transition]
     ) -> None:
+        tags, values, whole = self._table(snapshot).scalars(snapshot)
+        report = WindowReport(snapshot, health, transitions, tags, values, whole)
+        for sink in self.sinks:
+            with self.guard(type(sink).__name__):
+                sink.write(report)
+
+    def _table(self, snapshot: Snapshot) -> TagTable:
         layers, stage = snapshot.layer_ids, snapshot.stage
         known = self._tables.get(stage)
         if known is None or known[0] != layers:
@@ -317,11 +332,7 @@ class CMRPerformanceMonitor:
                 TagTable(stage, layers, self.config.layer_metrics, self.config.whole_metrics),
             )
             self._tables[stage] = known
-        tags, values, whole = known[1].scalars(snapshot)
-        report = WindowReport(snapshot, health, transitions, tags, values, whole)
-        for sink in self.sinks:
-            with self.guard(type(sink).__name__):
-                sink.write(report)
+        return known[1]
 
     def _own_numbers(self, window: Packed) -> dict[str, float]:
         spent, step, wait = (

@@ -205,6 +205,11 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             self._metrics.rewrite()
 
     @_guarded
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """ModelCheckpoint may look now, before the first window has ended."""
+        self._show_metrics()
+
+    @_guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last, partial window."""
         self.monitor.flush()
@@ -312,8 +317,16 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self.monitor.place_cells(pl_module.device)
         self._open_sinks(trainer)
         self._timer.pause()
+        self._show_metrics()
         self.monitor.enter_stage(stage)
-        if self._metrics is not None:
+
+    def _show_metrics(self) -> None:
+        """Have callback_metrics be there for EarlyStopping and ModelCheckpoint."""
+        if self._metrics is None:
+            return
+        if self.monitor.windows == 0 and self.monitor.current_step >= 0:
+            self._metrics.put(*self.monitor.peek())  # an epoch may be shorter than a window
+        else:
             self._metrics.rewrite()
 
     @_guarded

@@ -33,6 +33,11 @@ class CallbackMetricsSink:
         """Write the last numbers of training again, where Lightning has emptied its dictionary."""
         self._put(self._tags, self._values)
 
+    def put(self, tags: Sequence[str], values: Sequence[float]) -> None:
+        """Write these numbers, and write them again when asked."""
+        self._tags, self._values = tags, values
+        self._put(tags, values)
+
     def _put(self, tags: Sequence[str], values: Sequence[float]) -> None:
         # new tensors each time, for others keep references; one allocation for all of them
         tensors = torch.tensor(values, dtype=torch.float64).unbind()

@@ -132,6 +132,14 @@ class Ledger:
         run = stage.run.copy()
         return Reading(self._reader.read(window, run), self._reader.counters(run), window, run)
 
+    def peek(self) -> Reading:
+        """What the training window begun would say, without ending it."""
+        self.fold()
+        window = self._train.in_hand()
+        run = self._train.run.copy()
+        run.add(window)
+        return Reading(self._reader.read(window, run), self._reader.counters(run), window, run)
+
     def state(self) -> dict[str, Any]:
         """Plain data: layers, the training run, and the window begun."""
         self.fold()

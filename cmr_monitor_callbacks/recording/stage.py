@@ -61,6 +61,13 @@ class StageStatistics:
         self._window, self._reads = None, []
         return closed
 
+    def in_hand(self) -> Packed:
+        """A copy of the window begun, device numbers apart."""
+        window = self._window or Packed.empty(self._layout.width)
+        copy = window.copy()
+        copy.widen(self._layout.width)
+        return copy
+
     def finish(self, closed: ClosedWindow) -> Packed:
         """Add a closed window to the run; waits for device numbers that have not arrived.
 

@@ -73,7 +73,7 @@ def test_the_specifications_dictionaries_work_verbatim() -> None:
         ),
         (
             {"on_monitor_error": "rais"},
-            "monitoring.on_monitor_error must be 'log' or 'raise', got 'rais'; did you mean 'raise'?",
+            "must be 'log' or 'raise', got 'rais'; did you mean 'raise'?",
         ),
         ({"components": ["captur"]}, "'captur' names no component; did you mean 'capture'?"),
         ({"layer_metrics": ["states_stord"]}, "did you mean 'states_stored'?"),
