@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cmr_monitor_callbacks.catalogue import COMPONENTS, METRICS, OWN_METRICS
 from cmr_monitor_callbacks.config.loading import Settings
@@ -16,14 +16,19 @@ class AlertThresholds(Settings):
     """Short form of alert rules. Another key must be a rule's name, whose threshold it sets."""
 
     model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
-    __pydantic_extra__: dict[str, float]
-
     high_latency: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Alert when ``avg_latency`` is over it, in seconds."""
     low_efficiency: float | None = Field(default=None, ge=0, le=1)
     """Alert when ``capture_efficiency`` or ``storage_efficiency`` is under it, in 0..1."""
     high_error_rate: float | None = Field(default=None, ge=0, le=1)
     """Alert when ``error_rate`` is over it, in 0..1."""
+
+    @model_validator(mode="after")
+    def _thresholds_are_numbers(self) -> AlertThresholds:
+        for key, value in (self.model_extra or {}).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{key} must be a number, got {value!r}")
+        return self
 
 
 class MonitoringConfig(Settings):

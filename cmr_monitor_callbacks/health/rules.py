@@ -104,7 +104,7 @@ def compile_rules(alerts: AlertConfig, thresholds: AlertThresholds) -> tuple[Ale
         ConfigError: a threshold is set in two places, or for a rule that does not exist.
     """
     rules = {name: _compile(name, rule) for name, rule in alerts.rules.items()}
-    for key, value in (thresholds.__pydantic_extra__ or {}).items():
+    for key, value in (thresholds.model_extra or {}).items():
         rules[key] = _override(key, value, rules)
     severity = [Severity(s) for s in alerts.severity_levels if s != "critical"] or [
         Severity.CRITICAL

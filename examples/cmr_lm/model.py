@@ -49,7 +49,7 @@ class CMRConfig:
     memory_layers: list[int] = field(default_factory=lambda: [2, 4, 6])
     memory_enabled: bool = True
     capacity: int = 2048
-    capacity_of: dict[int, int] = field(default_factory=lambda: {6: 96})
+    capacity_of: dict[int, int] = field(default_factory=lambda: {6: 160})
     max_total_entries: int = 6144
     policy: Policy = "mixed"
     protect_steps: int = 8
