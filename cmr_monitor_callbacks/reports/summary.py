@@ -28,8 +28,8 @@ _COLUMNS: Final[tuple[tuple[str, str, Over], ...]] = (
     ("ms each", "avg_reconstruction_time", "run"),
 )
 _LEGEND: Final = (
-    "share: stored of captured states, over the run and now (last window); full: entries held of\n"
-    "the capacity; recon.: reconstructions that used a memory"
+    "share: stored of captured states, over the run; now: in the last window;\n"
+    "full: entries held of the capacity; recon.: calls that used a memory"
 )
 
 
