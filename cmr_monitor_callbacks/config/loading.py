@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -117,8 +117,10 @@ def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+    # dict[...] counts as a type in Python 3.10, but not as a class
+    plain_class = isinstance(annotation, type) and get_origin(annotation) is None
+    if plain_class and issubclass(annotation, BaseModel):
+        return annotation  # type: ignore[no-any-return]
     for argument in getattr(annotation, "__args__", ()):
         found = _inner_model(argument)
         if found is not None:
