@@ -63,9 +63,6 @@ RECORDS: Final[dict[str, tuple[str, ...]]] = {
 UNIT_INTERVAL: Final = frozenset({"quality"})
 """Fields that must lie in 0..1."""
 
-GAUGE_FIELDS: Final = frozenset({"entries", "capacity", "nbytes"})
-"""Fields that say what holds now; the others are increments."""
-
 REAL_FIELDS: Final = UNIT_INTERVAL | {
     "seconds",
     "memories_used",

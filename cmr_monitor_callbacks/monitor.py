@@ -19,7 +19,7 @@ from cmr_monitor_callbacks.alerts import AlertDesk
 from cmr_monitor_callbacks.catalogue import COMPONENTS
 from cmr_monitor_callbacks.clock import Clock, SystemClock
 from cmr_monitor_callbacks.config import AlertConfig, MonitoringConfig, ProbesConfig, parse
-from cmr_monitor_callbacks.errors import MonitorFailure
+from cmr_monitor_callbacks.errors import CMRMonitorError, MonitorFailure
 from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.probes.attachment import Attachment
@@ -93,6 +93,7 @@ class CMRPerformanceMonitor:
             self._ledger, self._kinds, self.config.watches_layer, self._note_error
         )
         self._sources = self._find_sources()
+        self._live = self.config.enable_real_time
         self._known_failures: set[str] = set()
         self._tables: dict[str, tuple[Any, TagTable]] = {}
         self._closed: ClosedWindow | None = None
@@ -241,11 +242,14 @@ class CMRPerformanceMonitor:
 
     def peek(self) -> tuple[list[str], list[float]]:
         """Tags and values of the whole model as they are now, without ending the window."""
-        reading = self._ledger.peek()
-        closed = ClosedWindow(reading.statistics, [], self.current_step, self.clock.wall())
-        snapshot = self._snapshot("train", reading, closed, own=self.health.numbers())
+        snapshot = self._snapshot_now()
         tags, values, whole = self._table(snapshot).scalars(snapshot)
         return tags[:whole], values[:whole]
+
+    def _snapshot_now(self) -> Snapshot:
+        reading = self._ledger.peek()
+        closed = ClosedWindow(reading.statistics, [], self.current_step, self.clock.wall())
+        return self._snapshot("train", reading, closed, own=self.health.numbers())
 
     def flush(self) -> None:
         """End a partial window, if there is one, and have every sink write what is pending."""
@@ -374,6 +378,27 @@ class CMRPerformanceMonitor:
             "components": report.component_status(),
             "firing": [state.to_dict() for state in report.firing],
         }
+
+    def enable_real_time_monitoring(self) -> None:
+        """Allow `get_live_stats`, whatever ``enable_real_time`` says."""
+        self._live = True
+
+    def get_live_stats(self, over: Over = "run") -> dict[str, Any]:
+        """Everything recorded in this process until now, the window begun included.
+
+        Returns:
+            `Snapshot.to_dict` of this moment, beside ``health`` (see `get_health_status`).
+
+        Raises:
+            CMRMonitorError: ``monitoring.enable_real_time`` is false.
+        """
+        if not self._live:
+            raise CMRMonitorError(
+                "live statistics are off; set monitoring.enable_real_time to true, or call "
+                "enable_real_time_monitoring()"
+            )
+        snapshot = self._snapshot_now()
+        return {**snapshot.to_dict(over), "health": self.get_health_status()}
 
     def get_stats(self, over: Over = "run") -> dict[str, Any]:
         """The newest snapshot's `Snapshot.to_dict`."""

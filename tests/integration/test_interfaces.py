@@ -14,6 +14,7 @@ from torch import nn
 
 from cmr_monitor_callbacks import (
     CMRMonitorCallback,
+    CMRMonitorError,
     CMRPerformanceMonitor,
     CMRProbe,
     InMemorySink,
@@ -208,6 +209,21 @@ def test_the_specifications_record_calls() -> None:
     )  # of layer 6, which gives both
     assert snapshot.layers("capture_calls") == {4: 1.0, 6: 1.0}
     assert monitor.get_stats()["metrics"]["capture_times"] == [0.001, 0.002]
+
+
+def test_live_statistics_see_the_window_begun_and_change_nothing() -> None:
+    monitor = CMRPerformanceMonitor({"enable_real_time": False})
+    with pytest.raises(CMRMonitorError, match="enable_real_time"):
+        monitor.get_live_stats()
+    monitor.enable_real_time_monitoring()
+    for stored in (45, 90):
+        monitor.record_capture(4, stored, 0.001, states_captured=100)
+        live = monitor.get_live_stats()
+    assert live["metrics"]["states_stored_per_layer"] == {4: 135}
+    assert live["health"]["score"] == 100.0
+    assert monitor.windows == 0
+    monitor.flush()
+    assert monitor.snapshot.value("states_stored") == 135
 
 
 def test_two_optimizers_by_hand_are_one_step_a_batch(tmp_path: Path) -> None:
