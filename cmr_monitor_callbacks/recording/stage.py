@@ -62,10 +62,13 @@ class StageStatistics:
         return closed
 
     def in_hand(self) -> Packed:
-        """A copy of the window begun, device numbers apart."""
+        """A copy of the window begun, with the device numbers that have arrived; never waits."""
         window = self._window or Packed.empty(self._layout.width)
         copy = window.copy()
         copy.widen(self._layout.width)
+        for read in self._reads:
+            if read.ready:
+                read.add_to(copy)
         return copy
 
     def finish(self, closed: ClosedWindow) -> Packed:

@@ -221,9 +221,16 @@ def test_live_statistics_see_the_window_begun_and_change_nothing() -> None:
         live = monitor.get_live_stats()
     assert live["metrics"]["states_stored_per_layer"] == {4: 135}
     assert live["health"]["score"] == 100.0
+    model = nn.Module()
+    model.probe = CMRProbe(6)
+    monitor.attach(model)
+    model.probe.capture(10, torch.tensor(9), torch.tensor(8))
+    for _ in range(2):  # looking twice counts once
+        live = monitor.get_live_stats()
+        assert live["metrics"]["states_stored_per_layer"] == {4: 135, 6: 8}
     assert monitor.windows == 0
     monitor.flush()
-    assert monitor.snapshot.value("states_stored") == 135
+    assert monitor.snapshot.value("states_stored") == 143
 
 
 def test_two_optimizers_by_hand_are_one_step_a_batch(tmp_path: Path) -> None:
