@@ -249,7 +249,6 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     ) -> None:
         """Start timing a batch."""
         self._timer.batch_start(self._now())
-        self._count(batch)
 
     @_guarded
     def on_before_backward(
@@ -294,6 +293,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         entered = self._now()
         self._timer.batch_end(entered)
         try:
+            self._count(batch)  # not at its start: a batch that Lightning skips never ends
             if batch_steps(trainer, batch_idx):
                 self.monitor.record_step(*self._timer.take(), self._samples, self._tokens)
                 self._samples = self._tokens = None

@@ -41,7 +41,6 @@ class StepTimer:
         if self._last_end is not None:
             self._wait = (self._wait or 0.0) + now - self._last_end
         self._start = self._mark = now
-        self._passes += 1
         self._open = "forward"
 
     def before_backward(self, now: float) -> None:
@@ -77,6 +76,7 @@ class StepTimer:
         elif self._open == "optimizer":
             self._optimizer += now - self._mark
         self._open = ""
+        self._passes += 1
         self._span += now - self._start
 
     def take(self) -> tuple[float, float | None, float, float, float, float | None, int]:

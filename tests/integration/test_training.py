@@ -165,6 +165,20 @@ def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     assert callback.monitor._ledger.train.run.samples[:, 0].max() >= 10
 
 
+def test_a_batch_that_is_skipped_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Skips(MemoryModule):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 3 else None  # Lightning skips the rest of the epoch
+
+    callback = CMRMonitorCallback(monitoring=STRICT)
+    trainer(tmp_path, [callback], max_epochs=3).fit(Skips(), loader(6))
+    snapshot = callback.snapshot
+    assert snapshot.value("batch_size") == 3
+    assert snapshot.value("states_captured") == 3 * 3 * 9
+    passes = snapshot.value("total_forward_time") / snapshot.value("avg_latency")
+    assert passes == pytest.approx(9)
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"logger": False}, {"fast_dev_run": 3}, {"barebones": True}, {"log_every_n_steps": 0}],
