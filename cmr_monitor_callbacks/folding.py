@@ -30,6 +30,9 @@ TIMER_ROWS: Final[dict[str, list[int]]] = {
 }
 """Histograms of a component, in the order of `events.durations`."""
 
+Durations = list[tuple[int, NDArray[np.float64], NDArray[np.float64] | None]]
+"""Row of the histogram, seconds, and how often each counts (None: once)."""
+
 
 def add_event(packed: Packed, component: str, column: int, fields: Sequence[Any]) -> None:
     """Add one checked event; its durations are not added to the histograms.
@@ -52,34 +55,27 @@ def add_event(packed: Packed, component: str, column: int, fields: Sequence[Any]
             packed.values[row, column] += value
 
 
-def add_durations(
-    packed: Packed,
-    timers: Sequence[int],
-    seconds: Sequence[NDArray[np.float64]],
-    weights: Sequence[NDArray[np.float64] | None],
-) -> None:
+def add_durations(packed: Packed, durations: Durations) -> None:
     """Add durations to histograms, all timers in one pass.
 
     Args:
         packed: added to, in place.
-        timers: rows of the histograms.
-        seconds: for each timer its durations, at least one.
-        weights: for each timer how often each duration counts; None: once.
+        durations: at least one, each with at least one duration.
     """
-    lengths = [len(one) for one in seconds]
-    flat = np.concatenate(seconds)
-    keys = buckets_of(flat)
+    timers = [timer for timer, _, _ in durations]
+    lengths = [len(seconds) for _, seconds, _ in durations]
+    flat = np.concatenate([seconds for _, seconds, _ in durations])
+    keys = buckets_of(flat) + np.repeat(np.array(timers) * BUCKETS, lengths)
     starts = np.cumsum([0, *lengths])
     counted = np.ones(len(flat))
-    for timer, start, end, weight in zip(timers, starts, starts[1:], weights, strict=False):
-        keys[start:end] += timer * BUCKETS
-        if weight is not None:
-            counted[start:end] = weight
+    for start, (_, seconds, weights) in zip(starts, durations, strict=False):
+        if weights is not None:
+            counted[start : start + len(seconds)] = weights
     counts = np.bincount(keys, counted, minlength=packed.histograms.size)
     packed.histograms += counts.reshape(packed.histograms.shape).astype(np.int64)
-    low, high = packed.extremes[timers, 0], packed.extremes[timers, 1]
-    packed.extremes[timers, 0] = np.minimum(low, np.minimum.reduceat(flat, starts[:-1]))
-    packed.extremes[timers, 1] = np.maximum(high, np.maximum.reduceat(flat, starts[:-1]))
+    lowest, highest = packed.extremes[:, 0], packed.extremes[:, 1]
+    np.minimum.at(lowest, timers, np.minimum.reduceat(flat, starts[:-1]))
+    np.maximum.at(highest, timers, np.maximum.reduceat(flat, starts[:-1]))
 
 
 def check(value: Any, *, whole: bool, highest: float) -> tuple[float | None, str]:

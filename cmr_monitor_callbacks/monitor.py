@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_WINDOW = 50
 """Steps in a window where nobody says."""
 STATE_VERSION = 1
+_MOST_HELD = 1000
+"""Steps whose events may wait in memory to be worked out."""
 
 
 class CMRPerformanceMonitor:
@@ -76,6 +78,7 @@ class CMRPerformanceMonitor:
         self.probes_config = parse(ProbesConfig, probes, "probes")
         self.clock: Clock = clock or SystemClock()
         self.window_steps = self.config.log_every_n_steps or DEFAULT_WINDOW
+        self._interval = self.config.metric_collection_interval
         self.sinks: list[Sink] = []
         keep = self.config.max_history_size
         self.alerts = AlertDesk(
@@ -89,11 +92,13 @@ class CMRPerformanceMonitor:
         self._kinds = frozenset(name for name in COMPONENTS if self.config.watches_component(name))
         self._times_steps = "timing" in self._kinds
         self._ledger = Ledger(keep, self._note_invalid)
+        self._steps = self._ledger.recorder.lists["timing"]
         self._attachment = Attachment(
             self._ledger, self._kinds, self.config.watches_layer, self._note_error
         )
         self._sources = self._find_sources()
         self._live = self.config.enable_real_time
+        self._held = 0
         self._known_failures: set[str] = set()
         self._tables: dict[str, tuple[Any, TagTable]] = {}
         self._closed: ClosedWindow | None = None
@@ -157,10 +162,14 @@ class CMRPerformanceMonitor:
         tokens: int | None = None,
     ) -> None:
         """Add a step; times in seconds, as in ``catalogue.RECORDS["timing"]``."""
+        self._held += 1
+        if self._held >= _MOST_HELD:  # a long validation, or a very long window
+            self._held = 0
+            self._ledger.fold()
         if self._times_steps:
-            self._ledger.recorder.steps.add(
-                step, wait, forward, backward, optimizer, monitor, passes, samples, tokens
-            )
+            wall = step if wait is None else step + wait
+            times = (0, step, wait, forward, backward, optimizer, monitor, passes)
+            self._steps.extend((*times, samples, tokens, wall))
 
     def record_capture(
         self,
@@ -222,11 +231,10 @@ class CMRPerformanceMonitor:
         self.current_step = self.current_step + 1 if step is None else step
         if self._closed is not None and self._closed.ready:
             self._publish()
-        interval = self.config.metric_collection_interval
-        if interval is None:
+        if self._interval is None:
             due = (self.current_step + 1) % self.window_steps == 0
         else:
-            due = self.clock.monotonic() - self._window_start >= interval
+            due = self.clock.monotonic() - self._window_start >= self._interval
         if due:
             self.close_window()
 

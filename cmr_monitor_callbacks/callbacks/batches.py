@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+_INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 _TOKEN_KEYS = ("input_ids", "tokens", "x")
 
 
@@ -28,15 +30,14 @@ def batch_shape(batch: Any) -> tuple[int | None, int | None]:
     (8, None)
     """
     # most loaders give a list or tuple of tensors
-    plain = type(batch) in (list, tuple) and batch and isinstance(batch[0], Tensor)
+    plain = type(batch) in (list, tuple) and batch and type(batch[0]) is Tensor
     tensor = batch[0] if plain else _first_tensor(batch)
-    if tensor is None or tensor.ndim == 0:
+    if tensor is None:
         return None, None
     shape = tensor.shape
-    samples = int(shape[0])
-    if len(shape) == 2 and not tensor.is_floating_point() and not tensor.is_complex():
-        return samples, samples * int(shape[1])
-    return samples, None
+    if len(shape) == 2 and tensor.dtype in _INTEGERS:
+        return shape[0], shape[0] * shape[1]
+    return shape[0] if shape else None, None
 
 
 def _first_tensor(batch: Any) -> Tensor | None:

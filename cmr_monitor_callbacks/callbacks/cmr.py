@@ -113,10 +113,9 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self._handles: list[Any] = []
         self._metrics: CallbackMetricsSink | None = None
         self._own_sinks: list[Sink] = []
-        self._samples: int | None = None
-        self._tokens: int | None = None
         self._gated = False
         self._unsure = _STEPS_TO_COMPILE
+        self._may_gate = True
         self._counts_batches = self.monitor.config.watches_component("model")
 
     # -- what a user reads ------------------------------------------------------------------
@@ -200,7 +199,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, torch.optim.Optimizer):
                 self._handles.append(optimizer.register_step_post_hook(self._after_optimizer))
-        self._gated, self._unsure = False, _STEPS_TO_COMPILE
+        self._gated, self._unsure, self._may_gate = False, _STEPS_TO_COMPILE, True
         if self._metrics is not None:
             self._metrics.rewrite()
 
@@ -243,34 +242,28 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
 
     # -- each step --------------------------------------------------------------------------
 
-    @_guarded
+    # Those that only read the clock are not guarded: there is nothing in them that fails.
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start timing a batch."""
         self._timer.batch_start(self._now())
 
-    @_guarded
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
     ) -> None:
         """The forward has ended."""
-        if self._unsure:
-            # what gets compiled gets compiled in the first steps
-            self._unsure -= 1
-            self._gated = self._gated or self.monitor.compiled_code_counts()
-        if self._gated:
-            self.monitor.set_gate(False)
+        if self._may_gate:
+            self._close_gate()
         self._timer.before_backward(self._now())
 
-    @_guarded
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The backward has ended."""
         self._timer.after_backward(self._now())
         if self._gated:
-            self.monitor.set_gate(True)
+            self._open_gate()
 
-    @_guarded
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
@@ -291,23 +284,31 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     ) -> None:
         """Record the step if this batch completed one, and end the window if that is due."""
         entered = self._now()
-        self._timer.batch_end(entered)
+        timer = self._timer
+        timer.batch_end(entered)
         try:
-            self._count(batch)  # not at its start: a batch that Lightning skips never ends
+            if self._counts_batches:  # not at its start: a batch that Lightning skips never ends
+                timer.holds(*batch_shape(batch))
             if batch_steps(trainer, batch_idx):
-                self.monitor.record_step(*self._timer.take(), self._samples, self._tokens)
-                self._samples = self._tokens = None
+                self.monitor.record_step(*timer.take())
                 self.monitor.step(current_step(trainer))
         finally:
-            self._timer.left_hook(entered, self._now())
+            timer.left_hook(entered, self._now())
 
-    def _count(self, batch: Any) -> None:
-        if self._counts_batches:
-            samples, tokens = batch_shape(batch)
-            if samples is not None:
-                self._samples = (self._samples or 0) + samples
-            if tokens is not None:
-                self._tokens = (self._tokens or 0) + tokens
+    @_guarded
+    def _close_gate(self) -> None:
+        """Compiled code is not counted in a backward, where it runs as a recompute."""
+        if self._unsure:
+            # what gets compiled gets compiled in the first steps
+            self._unsure -= 1
+            self._gated = self._gated or self.monitor.compiled_code_counts()
+        if self._gated:
+            self.monitor.set_gate(False)
+        self._may_gate = self._gated or self._unsure > 0
+
+    @_guarded
+    def _open_gate(self) -> None:
+        self.monitor.set_gate(True)
 
     # -- other stages -----------------------------------------------------------------------
 
@@ -358,52 +359,67 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         """The prediction's numbers are logged once."""
         self._leave_stage(trainer)
 
-    @_guarded
-    def _evaluation_batch_start(self, batch: Any) -> None:
-        self._samples = self._tokens = None
-        self._count(batch)
+    def _evaluation_batch_start(self) -> None:
         self._timer.batch_start(self._now())
 
     @_guarded
-    def _evaluation_batch_end(self) -> None:
+    def _evaluation_batch_end(self, batch: Any) -> None:
         now = self._now()
-        self._timer.batch_end(now)
-        span, wait, forward, _, _, _, passes = self._timer.take()
-        self.monitor.record_step(
-            span, wait, forward, None, None, None, passes, self._samples, self._tokens
-        )
-        self._samples = self._tokens = None
-        self._timer.resume(now)
+        timer = self._timer
+        timer.batch_end(now)
+        if self._counts_batches:
+            timer.holds(*batch_shape(batch))
+        span, wait, forward, _, _, _, passes, samples, tokens = timer.take()
+        self.monitor.record_step(span, wait, forward, None, None, None, passes, samples, tokens)
+        timer.resume(now)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
-    ) -> None:
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start timing a batch."""
-        self._evaluation_batch_start(batch)
+        self._evaluation_batch_start()
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Record the batch."""
-        self._evaluation_batch_end()
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        """Start timing a batch."""
-        self._evaluation_batch_start(batch)
-
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Record the batch."""
-        self._evaluation_batch_end()
+        self._evaluation_batch_end(batch)
 
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Start timing a batch."""
+        self._evaluation_batch_start()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        """Start timing a batch."""
-        self._evaluation_batch_start(batch)
-
-    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Record the batch."""
-        self._evaluation_batch_end()
+        self._evaluation_batch_end(batch)
+
+    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Start timing a batch."""
+        self._evaluation_batch_start()
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Record the batch."""
+        self._evaluation_batch_end(batch)
 
     # -- sinks ------------------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ def current_step(trainer: Trainer) -> int:
 
 def batch_steps(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the batch that just ended completes an optimizer step (gradient accumulation)."""
+    if trainer.accumulate_grad_batches == 1:
+        return True
     accumulates = getattr(trainer.fit_loop.epoch_loop, "_should_accumulate", None)
     if accumulates is not None:
         return not accumulates()

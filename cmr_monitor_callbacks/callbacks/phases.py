@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+StepRecord = tuple[
+    float, float | None, float, float, float, float | None, int, int | None, int | None
+]
+"""Fields as in ``catalogue.RECORDS["timing"]``, then samples and tokens."""
+
 
 class StepTimer:
     """Sums the phases of a step over its micro-batches; all times in seconds.
@@ -19,8 +24,10 @@ class StepTimer:
         "_open",
         "_optimizer",
         "_passes",
+        "_samples",
         "_span",
         "_start",
+        "_tokens",
         "_wait",
     )
 
@@ -33,6 +40,8 @@ class StepTimer:
         self._start = self._mark = 0.0
         self._forward = self._backward = self._optimizer = self._span = 0.0
         self._wait: float | None = None
+        self._samples: int | None = None
+        self._tokens: int | None = None
         self._passes = 0
         self._open = ""
 
@@ -79,8 +88,15 @@ class StepTimer:
         self._passes += 1
         self._span += now - self._start
 
-    def take(self) -> tuple[float, float | None, float, float, float, float | None, int]:
-        """The step's times, fields as in ``catalogue.RECORDS["timing"]``; a new step begins."""
+    def holds(self, samples: int | None, tokens: int | None) -> None:
+        """The batch held so many samples and tokens; None: not known."""
+        if samples is not None:
+            self._samples = samples if self._samples is None else self._samples + samples
+        if tokens is not None:
+            self._tokens = tokens if self._tokens is None else self._tokens + tokens
+
+    def take(self) -> StepRecord:
+        """What is known of the step; a new one begins."""
         record = (
             self._span,
             self._wait,
@@ -89,6 +105,8 @@ class StepTimer:
             self._optimizer,
             self._monitor,
             self._passes,
+            self._samples,
+            self._tokens,
         )
         self._clear()
         return record

@@ -167,7 +167,7 @@ class LayeredMetric(Metric):
             found = durations(self.component, checked)
             for timer, (seconds, times) in zip(TIMER_ROWS[self.component], found, strict=True):
                 if seconds is not None and times:
-                    add_durations(packed, [timer], [np.array([seconds])], [np.array([times])])
+                    add_durations(packed, [(timer, np.array([seconds]), np.array([times]))])
         self._absorb(packed)
 
     def _absorb(self, packed: Packed) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -20,16 +20,24 @@ _compiling = (
 )
 # -1 outside of a backward: inside, a forward is the recompute of activation checkpointing (62 ns)
 _graph_task = torch._C._current_graph_task_id
-_INFINITE: Final = float("inf")
-_NONE_LOST: Final = 0
-_LIMIT: Final = 1 << 53  # whole numbers up to here are exact in float64
+
+
+_NO_DATA: Final = float("nan")
+Extend = Callable[[Iterable[Any]], None]
 
 
 class ProbeLink(Protocol):
     """What a monitor gives to a probe that it attaches."""
 
-    def tally(self, kind: str) -> Any:
-        """The running sums of a kind; None where that component is switched off."""
+    slot: int
+    """Column of the probe's layer."""
+
+    def extend(self, kind: str) -> Extend | None:
+        """Adds an event of a kind; None where that component is switched off."""
+        ...
+
+    def gauge(self, field: int) -> float:
+        """What the host knew last of a field of the buffer; NaN: nothing."""
         ...
 
     def add_any(self, kind: str, fields: Sequence[Any]) -> None:
@@ -118,6 +126,7 @@ class CMRProbe:
         "_link",
         "_reconstruction",
         "_retrieval",
+        "_slot",
         "_timer",
         "layer",
     )
@@ -125,10 +134,11 @@ class CMRProbe:
     def __init__(self, layer: Hashable | None = None) -> None:
         self.layer = layer
         self._link: ProbeLink | None = None
-        self._capture: Any = None
-        self._reconstruction: Any = None
-        self._retrieval: Any = None
-        self._buffer: Any = None
+        self._slot = 0
+        self._capture: Extend | None = None
+        self._reconstruction: Extend | None = None
+        self._retrieval: Extend | None = None
+        self._buffer: Extend | None = None
         self._cells: dict[str, CellRow] | None = None
         self._timer: ProbeTimer | _IdleTimer = _IDLE
 
@@ -161,28 +171,18 @@ class CMRProbe:
         if _compiling():
             self._add_compiled("capture", (attempted, captured, stored, seconds, considered))
             return
-        tally = self._capture
-        if tally is None or _graph_task() != -1:
+        extend = self._capture
+        if extend is None or _graph_task() != -1:
             return
+        # only what is surely no tensor goes to the list; the numbers are looked at later, together
         if (
             type(attempted) is int
             and type(captured) is int
             and type(stored) is int
-            and _LIMIT > attempted >= captured >= stored >= 0
-            and (considered is None or (type(considered) is int and _LIMIT > considered >= 0))
-            and (seconds is None or (type(seconds) is float and 0.0 <= seconds < _INFINITE))
+            and (seconds is None or type(seconds) is float)
+            and (considered is None or type(considered) is int)
         ):
-            tally.n += 1
-            tally.attempted += attempted
-            tally.captured += captured
-            tally.stored += stored
-            if considered is not None:
-                tally.considered += considered
-                tally.considered_n += 1
-            if seconds is not None:
-                tally.seconds += seconds
-                tally.timed += 1
-                tally.times.append(seconds)
+            extend((self._slot, attempted, captured, stored, seconds, considered))
         else:
             self._add_any("capture", (attempted, captured, stored, seconds, considered))
 
@@ -199,26 +199,15 @@ class CMRProbe:
         if _compiling():
             self._add_compiled("reconstruction", (memories_used, quality, seconds))
             return
-        tally = self._reconstruction
-        if tally is None or _graph_task() != -1:
+        extend = self._reconstruction
+        if extend is None or _graph_task() != -1:
             return
         if (
             type(memories_used) is int
-            and _LIMIT > memories_used >= 0
-            and (quality is None or (type(quality) is float and 0.0 <= quality <= 1.0))
-            and (seconds is None or (type(seconds) is float and 0.0 <= seconds < _INFINITE))
+            and (quality is None or type(quality) is float)
+            and (seconds is None or type(seconds) is float)
         ):
-            tally.n += 1
-            if memories_used:
-                tally.with_memory += 1
-                tally.used += memories_used
-            if quality is not None:
-                tally.quality += quality
-                tally.quality_n += 1
-            if seconds is not None:
-                tally.seconds += seconds
-                tally.timed += 1
-                tally.times.append(seconds)
+            extend((self._slot, memories_used, quality, seconds))
         else:
             self._add_any("reconstruction", (memories_used, quality, seconds))
 
@@ -242,34 +231,18 @@ class CMRProbe:
         if _compiling():
             self._add_compiled("retrieval", (requested, returned, hits, seconds, quality))
             return
-        tally = self._retrieval
-        if tally is None or _graph_task() != -1:
+        extend = self._retrieval
+        if extend is None or _graph_task() != -1:
             return
         if (
             type(requested) is int
+            and requested
             and type(returned) is int
-            and _LIMIT > requested > 0
-            and _LIMIT > returned >= 0
-            and (hits is None or (type(hits) is int and _LIMIT > hits >= 0))
-            and (seconds is None or (type(seconds) is float and 0.0 <= seconds < _INFINITE))
-            and (quality is None or (type(quality) is float and 0.0 <= quality <= 1.0))
+            and (hits is None or type(hits) is int)
+            and (seconds is None or type(seconds) is float)
+            and (quality is None or type(quality) is float)
         ):
-            tally.n += 1
-            tally.requested += requested
-            tally.returned += returned
-            if hits is not None:
-                tally.hits += hits
-                tally.with_cache += requested
-                tally.hits_n += 1
-            if quality is not None:
-                tally.quality += quality
-                tally.quality_n += 1
-            if seconds is not None:
-                tally.seconds += seconds
-                tally.timed += requested
-                tally.timed_n += 1
-                tally.times.append(seconds / requested)
-                tally.times.append(requested)
+            extend((self._slot, requested, returned, hits, seconds, quality))
         else:
             self._add_any("retrieval", (requested, returned, hits, seconds, quality))
 
@@ -296,31 +269,18 @@ class CMRProbe:
         if _compiling():
             self._add_compiled("buffer", (entries, capacity, nbytes, evicted, cleared, loaded))
             return
-        tally = self._buffer
-        if tally is None or _graph_task() != -1:
+        extend = self._buffer
+        if extend is None or _graph_task() != -1:
             return
         if (
             type(entries) is int
-            and _LIMIT > entries >= 0
-            # what did not change since the last call was checked then
-            and (capacity is tally.capacity or (type(capacity) is int and _LIMIT > capacity >= 0))
-            and (nbytes is None or (type(nbytes) is int and _LIMIT > nbytes >= 0))
-            and (evicted is _NONE_LOST or (type(evicted) is int and _LIMIT > evicted >= 0))
-            and (cleared is _NONE_LOST or (type(cleared) is int and _LIMIT > cleared >= 0))
-            and (loaded is _NONE_LOST or (type(loaded) is int and _LIMIT > loaded >= 0))
+            and (capacity is None or type(capacity) is int)
+            and (nbytes is None or type(nbytes) is int)
+            and type(evicted) is int
+            and type(cleared) is int
+            and type(loaded) is int
         ):
-            tally.n += 1
-            tally.seen += entries
-            tally.entries = entries
-            tally.capacity = capacity
-            if nbytes is not None:
-                tally.nbytes = nbytes
-            if evicted:
-                tally.evicted += evicted
-            if cleared:
-                tally.cleared += cleared
-            if loaded:
-                tally.loaded += loaded
+            extend((self._slot, entries, capacity, nbytes, evicted, cleared, loaded))
         else:
             self._add_any("buffer", (entries, capacity, nbytes, evicted, cleared, loaded))
 
@@ -346,12 +306,12 @@ class CMRProbe:
 
     def attach(self, link: ProbeLink) -> None:
         """Start to record through a link."""
-        self._link = link
+        self._link, self._slot = link, link.slot
         self._cells = None
-        self._capture = link.tally("capture")
-        self._reconstruction = link.tally("reconstruction")
-        self._retrieval = link.tally("retrieval")
-        self._buffer = link.tally("buffer")
+        self._capture = link.extend("capture")
+        self._reconstruction = link.extend("reconstruction")
+        self._retrieval = link.extend("retrieval")
+        self._buffer = link.extend("buffer")
         self._timer = ProbeTimer()
 
     def place(self, kind: str, row: CellRow) -> None:
@@ -401,9 +361,9 @@ class CMRProbe:
         for device in devices:
             row = link.cells(kind, device)
             if kind == "buffer":
-                for field, name in enumerate(("entries", "capacity", "nbytes")):
-                    known = getattr(self._buffer, name)
-                    if there[field] and known == known:
+                for field in range(3):  # entries, capacity, nbytes
+                    known = link.gauge(field) if there[field] else _NO_DATA
+                    if known == known:
                         row.seed(field, known)
             # a tensor that lives elsewhere is only known to be given
             row.add(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cmr_monitor_callbacks.probes.explicit import CMRProbe
+from cmr_monitor_callbacks.probes.explicit import CMRProbe, Extend
 from cmr_monitor_callbacks.recording.cells import KINDS, CellRow, DeviceCells
 from cmr_monitor_callbacks.recording.recorder import Recorder
 
@@ -51,9 +51,13 @@ class Link:
         """Kinds of event that are collected, of those that a device can count."""
         return [kind for kind in KINDS if kind in self._kinds]
 
-    def tally(self, kind: str) -> Any:
-        """See `ProbeLink.tally`."""
-        return self._recorder.tally(kind, self.slot) if kind in self._kinds else None
+    def extend(self, kind: str) -> Extend | None:
+        """See `ProbeLink.extend`."""
+        return self._recorder.lists[kind].extend if kind in self._kinds else None
+
+    def gauge(self, field: int) -> float:
+        """See `ProbeLink.gauge`."""
+        return self._recorder.gauge(field, self.slot)
 
     def add_any(self, kind: str, fields: Sequence[Any]) -> None:
         """See `ProbeLink.add_any`."""

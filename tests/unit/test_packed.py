@@ -40,7 +40,7 @@ def fold(events: list[Event], layout: Layout | None = None) -> Packed:
         packed.widen(layout.width)
         add_event(packed, component, column, tuple(given.values()))
         if isinstance(event, Capture) and event.seconds is not None:
-            add_durations(packed, [TIMER_ROW["capture_time"]], [[event.seconds]], [None])
+            add_durations(packed, [(TIMER_ROW["capture_time"], np.array([event.seconds]), None)])
     return packed
 
 
