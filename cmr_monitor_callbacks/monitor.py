@@ -24,7 +24,6 @@ from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.probes.attachment import Attachment
 from cmr_monitor_callbacks.probes.link import Link
-from cmr_monitor_callbacks.recording.cells import anything_compiled
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow
@@ -99,6 +98,7 @@ class CMRPerformanceMonitor:
         self._sources = self._find_sources()
         self._live = self.config.enable_real_time
         self._held = 0
+        self._shown: tuple[list[str], list[float], int]
         self._known_failures: set[str] = set()
         self._tables: dict[str, tuple[Any, TagTable]] = {}
         self._closed: ClosedWindow | None = None
@@ -132,11 +132,6 @@ class CMRPerformanceMonitor:
     def set_gate(self, is_open: bool) -> None:
         """Let compiled code count (forward), or not (backward, where it runs as a recompute)."""
         self._ledger.cells.set_gate(is_open)
-
-    @staticmethod
-    def compiled_code_counts() -> bool:
-        """Whether anything was compiled in this process, so that a gate is needed."""
-        return anything_compiled()
 
     @property
     def stage(self) -> str:
@@ -254,6 +249,11 @@ class CMRPerformanceMonitor:
         tags, values, whole = self._table(snapshot).scalars(snapshot)
         return tags[:whole], values[:whole]
 
+    def shown(self) -> tuple[list[str], list[float]]:
+        """Tags and values of the whole model as they were shown last; the score from the start."""
+        tags, values, whole = self._shown
+        return tags[:whole], values[:whole]
+
     def _snapshot_now(self) -> Snapshot:
         reading = self._ledger.peek()
         closed = ClosedWindow(reading.statistics, [], self.current_step, self.clock.wall())
@@ -265,7 +265,8 @@ class CMRPerformanceMonitor:
             self.close_window()
         self._publish()
         for sink in self.sinks:
-            sink.flush()
+            with self.guard(type(sink).__name__):
+                sink.flush()
 
     def enter_stage(self, stage: str) -> None:
         """What is recorded from now on belongs to ``stage``.
@@ -285,9 +286,7 @@ class CMRPerformanceMonitor:
         stage, statistics = ledger.stage, ledger.current
         if stage == "train":
             return
-        dirty = ledger.dirty
         closed = ledger.close(step, self.clock.wall())
-        ledger.dirty = dirty
         ledger.enter("train")
         if stage != "sanity":
             reading = ledger.finish(closed, statistics)
@@ -330,6 +329,8 @@ class CMRPerformanceMonitor:
         self, snapshot: Snapshot, health: HealthReport, transitions: Sequence[Transition]
     ) -> None:
         tags, values, whole = self._table(snapshot).scalars(snapshot)
+        if snapshot.stage == "train":
+            self._shown = tags, values, whole
         report = WindowReport(snapshot, health, transitions, tags, values, whole)
         for sink in self.sinks:
             with self.guard(type(sink).__name__):
@@ -428,6 +429,13 @@ class CMRPerformanceMonitor:
         self._closed = None
         self._last_end = None
         self._window_start = self.clock.monotonic()
+        self._shown = ["cmr_health/score"], [100.0], 1
+
+    def start_over(self) -> None:
+        """Forget every number, alert and layer, as for another model; let go of this one first."""
+        self.detach()
+        self._ledger.forget_layers()
+        self.reset_metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists, dicts and numbers: run totals, the window begun, and the open alerts."""
@@ -440,6 +448,7 @@ class CMRPerformanceMonitor:
             "overhead_seconds": self.overhead_seconds,
             "ledger": self._ledger.state(),
             "alerts": self.alerts.state(),
+            "shown": dict(zip(*self.shown(), strict=True)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -451,6 +460,10 @@ class CMRPerformanceMonitor:
         self.windows = state["windows"]
         self.failures = state["failures"]
         self.overhead_seconds = state["overhead_seconds"]
+        shown = state["shown"]
+        self._shown = list(shown), list(shown.values()), len(shown)
+        if self.windows:
+            self.snapshot = self._snapshot_now()
 
     # -- what goes wrong --------------------------------------------------------------------
 

@@ -35,12 +35,12 @@ from cmr_monitor_callbacks.config import (
 from cmr_monitor_callbacks.errors import ConfigError, MonitorFailure
 from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.monitor import DEFAULT_WINDOW, CMRPerformanceMonitor
+from cmr_monitor_callbacks.recording.cells import anything_compiled
 from cmr_monitor_callbacks.reports import run_summary
 from cmr_monitor_callbacks.sinks import LoggerSink, Sink, TensorBoardSink
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
-_STEPS_TO_COMPILE = 20
 H = TypeVar("H", bound=Callable[..., None])
 Settings = Mapping[str, Any] | None
 
@@ -89,10 +89,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        monitoring: MonitoringConfig | Settings = None,
-        alerts: AlertConfig | Settings = None,
-        probes: ProbesConfig | Settings = None,
-        sinks: SinksConfig | Settings = None,
+        monitoring: Settings | MonitoringConfig = None,
+        alerts: Settings | AlertConfig = None,
+        probes: Settings | ProbesConfig = None,
+        sinks: Settings | SinksConfig = None,
         monitor: CMRPerformanceMonitor | None = None,
     ) -> None:
         super().__init__()
@@ -108,14 +108,14 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         )
         self.sinks_config = parse(SinksConfig, sinks, "sinks")
         self._timer = StepTimer()
+        self._other_timer = StepTimer()
+        """Of the other stages: one may come between the batches of a step."""
         self._now = self.monitor.clock.monotonic
         self._trainer: weakref.ref[Trainer] | None = None
         self._handles: list[Any] = []
         self._metrics: CallbackMetricsSink | None = None
         self._own_sinks: list[Sink] = []
-        self._gated = False
-        self._unsure = _STEPS_TO_COMPILE
-        self._may_gate = True
+        self._gate_closed = False
         self._counts_batches = self.monitor.config.watches_component("model")
 
     # -- what a user reads ------------------------------------------------------------------
@@ -154,7 +154,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         return self.monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called."""
+        """Go on where `state_dict` was called; a test or a prediction is not training gone on."""
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is not None and trainer.state.fn != "fit":
+            return
         self.monitor.load_state_dict(state_dict)
 
     # -- start and end ----------------------------------------------------------------------
@@ -166,9 +169,9 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         """
         known = None if self._trainer is None else self._trainer()
         if stage == "fit" and known is not trainer:
-            self.monitor.reset_metrics()
+            self.monitor.start_over()
         self._trainer = weakref.ref(trainer)
-        self._timer = StepTimer()
+        self._timer, self._other_timer = StepTimer(), StepTimer()
         self.monitor.attach(pl_module)
 
     @_guarded
@@ -199,7 +202,6 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, torch.optim.Optimizer):
                 self._handles.append(optimizer.register_step_post_hook(self._after_optimizer))
-        self._gated, self._unsure, self._may_gate = False, _STEPS_TO_COMPILE, True
         if self._metrics is not None:
             self._metrics.rewrite()
 
@@ -226,6 +228,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     @_guarded
     def _leave(self) -> None:
         self._remove_handles()
+        if self._gate_closed:  # a backward failed
+            self._set_gate(True)
         self.monitor.detach()
         if self.monitor.stage != "train":
             self.monitor.enter_stage("train")
@@ -248,21 +252,23 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start timing a batch."""
+        if self._gate_closed:  # a backward failed, and the loop went on
+            self._set_gate(True)
         self._timer.batch_start(self._now())
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
     ) -> None:
         """The forward has ended."""
-        if self._may_gate:
-            self._close_gate()
+        if anything_compiled():  # now or earlier: some models are compiled after a warm-up
+            self._set_gate(False)
         self._timer.before_backward(self._now())
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The backward has ended."""
         self._timer.after_backward(self._now())
-        if self._gated:
-            self._open_gate()
+        if self._gate_closed:
+            self._set_gate(True)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -296,19 +302,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             timer.left_hook(entered, self._now())
 
     @_guarded
-    def _close_gate(self) -> None:
+    def _set_gate(self, is_open: bool) -> None:
         """Compiled code is not counted in a backward, where it runs as a recompute."""
-        if self._unsure:
-            # what gets compiled gets compiled in the first steps
-            self._unsure -= 1
-            self._gated = self._gated or self.monitor.compiled_code_counts()
-        if self._gated:
-            self.monitor.set_gate(False)
-        self._may_gate = self._gated or self._unsure > 0
-
-    @_guarded
-    def _open_gate(self) -> None:
-        self.monitor.set_gate(True)
+        self._gate_closed = not is_open
+        self.monitor.set_gate(is_open)
 
     # -- other stages -----------------------------------------------------------------------
 
@@ -318,6 +315,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self.monitor.place_cells(pl_module.device)
         self._open_sinks(trainer)
         self._timer.pause()
+        self._other_timer = StepTimer()
         self._show_metrics()
         self.monitor.enter_stage(stage)
 
@@ -360,12 +358,12 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self._leave_stage(trainer)
 
     def _evaluation_batch_start(self) -> None:
-        self._timer.batch_start(self._now())
+        self._other_timer.batch_start(self._now())
 
     @_guarded
     def _evaluation_batch_end(self, batch: Any) -> None:
         now = self._now()
-        timer = self._timer
+        timer = self._other_timer
         timer.batch_end(now)
         if self._counts_batches:
             timer.holds(*batch_shape(batch))
@@ -427,7 +425,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         if self._own_sinks:
             return
         if self.sinks_config.callback_metrics:
-            self._metrics = CallbackMetricsSink(partial(callback_metrics, trainer))
+            shown = self.monitor.shown()
+            self._metrics = CallbackMetricsSink(partial(callback_metrics, trainer), *shown)
             self._own_sinks.append(self._metrics)
         if trainer.is_global_zero:
             self.monitor.alerts.console.emit = progress_bar_print(trainer)

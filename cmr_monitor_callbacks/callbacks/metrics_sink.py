@@ -15,12 +15,16 @@ class CallbackMetricsSink:
 
     Args:
         metrics: gives the Trainer's dictionary; asked anew each time, for Lightning replaces it.
+        tags: of the numbers to write before the first window ends.
+        values: these numbers.
     """
 
-    def __init__(self, metrics: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, metrics: Callable[[], dict[str, Any]], tags: Sequence[str], values: Sequence[float]
+    ) -> None:
         self._metrics = metrics
-        self._tags: Sequence[str] = ["cmr_health/score"]
-        self._values: Sequence[float] = [100.0]
+        self._tags = tags
+        self._values = values
 
     def write(self, report: WindowReport) -> None:
         """Write a window's numbers."""

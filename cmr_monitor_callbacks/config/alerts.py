@@ -132,12 +132,9 @@ class EscalationConfig(Settings):
     """Seconds that it must have been firing."""
 
 
-def _default_escalation() -> dict[Severity, EscalationConfig]:
-    return {
-        "critical": EscalationConfig(immediate=True),
-        "error": EscalationConfig(delay=30.0),
-        "warning": EscalationConfig(delay=300.0),
-    }
+def _default_escalation() -> dict[Any, Any]:
+    escalation: dict[Any, Any] = load_preset("default")["alerts"]["escalation_rules"]
+    return escalation
 
 
 def _default_rules() -> dict[str, Any]:

@@ -70,10 +70,16 @@ class Ledger:
         self.events = 0
         self.invalid_samples = 0
         self.dirty = False
-        """Whether the window in hand has anything in it."""
+        """Whether training's window in hand has anything in it."""
         self.recent_times = {}
         self._train = StageStatistics(self.layout)
         self._other = self._train
+
+    def forget_layers(self) -> None:
+        """Forget every number and every layer; no probe may be attached."""
+        self.layout = Layout()
+        self.cells = DeviceCells()
+        self.clear()
 
     @property
     def current(self) -> StageStatistics:
@@ -100,7 +106,8 @@ class Ledger:
         if not events and not reads:
             return
         self.events += events
-        self.dirty = self.dirty or events > 0
+        if self.stage == "train":
+            self.dirty = self.dirty or events > 0
         # where a source is live and nothing went wrong, 0 is a number
         packed.samples[_WATCHED] += 1
         for sample in self.recorder.invalid:
@@ -113,7 +120,8 @@ class Ledger:
     def close(self, step: int, time: float) -> ClosedWindow:
         """End the current stage's window."""
         self.fold()
-        self.dirty = False
+        if self.stage == "train":
+            self.dirty = False
         return self.current.close(step, time)
 
     def finish(self, closed: ClosedWindow, stage: StageStatistics) -> Reading:
@@ -148,6 +156,7 @@ class Ledger:
             "layers": list(self.layout.layers),
             "events": self.events,
             "invalid_samples": self.invalid_samples,
+            "window_begun": self.dirty,
             **statistics,
         }
 
@@ -158,7 +167,7 @@ class Ledger:
         self._train.load(state, columns, self.layout.width)
         self.events = state["events"]
         self.invalid_samples = state["invalid_samples"]
-        self.dirty = True
+        self.dirty = state["window_begun"]
 
     def _keep_last(self, name: str, seconds: NDArray[np.float64]) -> None:
         kept = self.recent_times.get(name)

@@ -33,6 +33,7 @@ class TensorBoardSink:
         self._event = Event()
         self._wanted = threading.Event()
         self._closing = False
+        self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
 
     @staticmethod
@@ -41,7 +42,12 @@ class TensorBoardSink:
         return type(writer).__module__.startswith("torch.utils.tensorboard")
 
     def write(self, report: WindowReport) -> None:
-        """Queue one Event with every scalar of the window."""
+        """Queue one Event with every scalar of the window.
+
+        Raises:
+            Exception: what went wrong when the last window was flushed, such as a full disk; this
+                window is queued all the same.
+        """
         layers = report.snapshot.layer_ids
         if self._custom_scalars and report.snapshot.stage == "train" and layers != self._layers:
             self._layers = layers
@@ -57,6 +63,9 @@ class TensorBoardSink:
         # serialised before it returns, so the proto may be used again
         self._file_writer().add_event(self._event, report.snapshot.step, report.snapshot.time)
         self._flush_soon()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write a text for the Text page."""
@@ -92,7 +101,10 @@ class TensorBoardSink:
             self._wanted.wait()
             self._wanted.clear()
             if not self._closing:
-                self._writer.flush()
+                try:
+                    self._writer.flush()
+                except Exception as error:
+                    self._failure = error  # told on the training thread
 
 
 def custom_scalars_layout(layers: Sequence[LayerId]) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cmr_monitor_callbacks import CMRMonitorCallback
-from tests.memory_model import MemoryModule, loader, trainer
+from tests.models import MemoryModule, loader, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,23 @@
+"""Fixtures that many tests use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from cmr_monitor_callbacks import CMRMonitorCallback
+
+
+@pytest.fixture
+def strict() -> CMRMonitorCallback:
+    """A callback whose own failures fail the test."""
+    return CMRMonitorCallback(monitoring={"on_monitor_error": "raise"})
+
+
+@pytest.fixture
+def no_monitor_thread_left() -> Iterator[None]:
+    """Fails if a thread of the monitor outlives the test."""
+    yield
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("cmr-monitor")]

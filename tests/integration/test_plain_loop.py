@@ -1,0 +1,115 @@
+"""Without a Trainer: plain loops, the specification's calls, what an import loads."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from cmr_monitor_callbacks import (
+    CMRMonitorError,
+    CMRPerformanceMonitor,
+    CMRProbe,
+    InMemorySink,
+)
+from cmr_monitor_callbacks.clock import ManualClock
+
+
+def test_importing_the_probe_loads_neither_lightning_nor_torchmetrics() -> None:
+    code = (
+        "import sys; from cmr_monitor_callbacks import CMRProbe; CMRProbe(1); "
+        "print([m for m in sys.modules if m.split('.')[0] in "
+        "('pytorch_lightning', 'lightning', 'torchmetrics', 'tensorboard', 'pydantic')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_importing_the_monitor_loads_no_lightning() -> None:
+    code = (
+        "import sys; from cmr_monitor_callbacks import CMRPerformanceMonitor; "
+        "CMRPerformanceMonitor(); print([m for m in sys.modules if m.split('.')[0] in "
+        "('pytorch_lightning', 'lightning')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_windows_in_seconds_and_a_sink_of_ones_own() -> None:
+    clock = ManualClock(100.0)
+    model = nn.Module()
+    model.probe = CMRProbe("encoder")
+    monitor = CMRPerformanceMonitor({"metric_collection_interval": 10.0}, model=model, clock=clock)
+    sink = InMemorySink()
+    monitor.sinks.append(sink)
+    for _ in range(25):
+        with monitor.track_performance():
+            model.probe.capture(4, 3, 2, 0.5)
+            clock.advance(1.0)
+    assert [report.snapshot.step for report in sink.reports] == [9, 19]
+    assert sink.reports[-1].scalars()["cmr_capture/states_stored"] == 40
+    assert monitor.snapshot.value("step_time", over="window") == 1.0
+    monitor.flush()
+    assert monitor.snapshot.value("states_stored", layer="encoder") == 50
+
+
+def test_the_specifications_record_calls() -> None:
+    monitor = CMRPerformanceMonitor()
+    monitor.record_capture(4, 45, 0.001)
+    monitor.record_capture(6, 90, 0.002, states_captured=100, states_attempted=105)
+    monitor.record_reconstruction(6, 8, 0.003)
+    monitor.flush()
+    snapshot = monitor.snapshot
+    assert snapshot.layers("states_stored") == {4: 45.0, 6: 90.0}
+    assert snapshot.value("storage_efficiency") == pytest.approx(
+        0.9
+    )  # of layer 6, which gives both
+    assert snapshot.layers("capture_calls") == {4: 1.0, 6: 1.0}
+    assert monitor.get_stats()["metrics"]["capture_times"] == [0.001, 0.002]
+
+
+def test_live_statistics_see_the_window_begun_and_change_nothing() -> None:
+    monitor = CMRPerformanceMonitor({"enable_real_time": False})
+    with pytest.raises(CMRMonitorError, match="enable_real_time"):
+        monitor.get_live_stats()
+    monitor.enable_real_time_monitoring()
+    for stored in (45, 90):
+        monitor.record_capture(4, stored, 0.001, states_captured=100)
+        live = monitor.get_live_stats()
+    assert live["metrics"]["states_stored_per_layer"] == {4: 135}
+    assert live["health"]["score"] == 100.0
+    model = nn.Module()
+    model.probe = CMRProbe(6)
+    monitor.attach(model)
+    model.probe.capture(10, torch.tensor(9), torch.tensor(8))
+    for _ in range(2):  # looking twice counts once
+        live = monitor.get_live_stats()
+        assert live["metrics"]["states_stored_per_layer"] == {4: 135, 6: 8}
+    assert monitor.windows == 0
+    monitor.flush()
+    assert monitor.snapshot.value("states_stored") == 143
+
+
+def test_a_million_steps_take_no_memory() -> None:
+    module = nn.Module()
+    module.probes = [CMRProbe(layer) for layer in (2, 4, 6)]
+    monitor = CMRPerformanceMonitor({"log_every_n_steps": 500}, model=module)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            for probe in module.probes:
+                probe.capture(64, 60, 55, 0.001)
+                probe.buffer(900, 1024, 460800, 5)
+            monitor.record_step(0.01, 0.001, 0.004, 0.004, 0.002, 0.0001, 1, 16, 2048)
+            monitor.step()
+
+    steps(20_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    steps(980_000)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert monitor.snapshot.value("states_captured") == 3 * 60 * 1_000_000
+    assert grown < 4096  # KiB
