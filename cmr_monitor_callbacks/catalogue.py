@@ -686,6 +686,23 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         logged=False,
     ),
     _score("monitor", "failures", "failures", "the monitor's own failures", Polarity.LOWER),
+    _score(
+        "timing",
+        "straggler_ratio",
+        "1",
+        "of several ranks the slowest one's own seconds per step (waiting for data, forward, "
+        "optimizer) / the ranks' median",
+        Polarity.LOWER,
+    ),
+    _score("timing", "straggler_rank", "rank", "that rank", Polarity.NEITHER),
+    _score(
+        "timing",
+        "straggler_to_best",
+        "1",
+        "its own seconds per step / the least that it had in any window",
+        Polarity.LOWER,
+        logged=False,
+    ),
 )
 """What the monitor says of itself and of health; computed, not reduced."""
 

@@ -8,25 +8,37 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from cmr_monitor_callbacks.alerts import AlertDesk
 from cmr_monitor_callbacks.catalogue import COMPONENTS
 from cmr_monitor_callbacks.clock import Clock, SystemClock
 from cmr_monitor_callbacks.config import AlertConfig, MonitoringConfig, ProbesConfig, parse
-from cmr_monitor_callbacks.errors import CMRMonitorError, MonitorFailure
+from cmr_monitor_callbacks.distributed import (
+    LAG,
+    Exchanged,
+    ExchangeError,
+    Header,
+    RankSession,
+    moved,
+    steps_between,
+)
+from cmr_monitor_callbacks.errors import CMRMonitorError, LayerError, MonitorFailure
 from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.probes.attachment import Attachment
 from cmr_monitor_callbacks.probes.link import Link
+from cmr_monitor_callbacks.ranks import own_seconds, straggler
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
-from cmr_monitor_callbacks.recording.stage import ClosedWindow
+from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
 from cmr_monitor_callbacks.sinks import Sink, TagTable, WindowReport
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
 
@@ -99,6 +111,15 @@ class CMRPerformanceMonitor:
         self._live = self.config.enable_real_time
         self._held = 0
         self._shown: tuple[list[str], list[float], int]
+        self._ranks = RankSession()
+        self._sent: Packed | None
+        self._undecided: Exchanged | None
+        self._votes: dict[str, str]
+        self._others: dict[str, float]
+        self._best: NDArray[np.float64] | None
+        self._next_end = 0
+        self.on_decision: Callable[[str, str], None] | None = None
+        """Told ``stop`` or ``checkpoint`` and the reason, on all ranks at the same step."""
         self._known_failures: set[str] = set()
         self._tables: dict[str, tuple[Any, TagTable]] = {}
         self._closed: ClosedWindow | None = None
@@ -224,10 +245,12 @@ class CMRPerformanceMonitor:
             step: its number, the first being 0; default: one more than the last.
         """
         self.current_step = self.current_step + 1 if step is None else step
-        if self._closed is not None and self._closed.ready:
-            self._publish()
+        if self._closed is not None:
+            self._publish_if_due()
         if self._interval is None:
             due = (self.current_step + 1) % self.window_steps == 0
+        elif self._ranks.exchange is not None:
+            due = self.current_step >= self._next_end
         else:
             due = self.clock.monotonic() - self._window_start >= self._interval
         if due:
@@ -237,14 +260,25 @@ class CMRPerformanceMonitor:
         """End the training window in hand; its snapshot comes as soon as its numbers are here."""
         start = self.clock.monotonic()
         self._publish()
-        self._window_start = start
-        self._closed = self._ledger.close(self.current_step, self.clock.wall())
-        if self._closed.ready:
-            self._publish()
+        closed = self._ledger.close(self.current_step, self.clock.wall())
+        if self._ranks.exchange is not None:
+            self._send(closed, start)
+        else:
+            self._closed = closed
+            if closed.ready:
+                self._publish()
+        self._window_start, self._window_begin = start, self.current_step
         self._processing = self.clock.monotonic() - start
 
     def peek(self) -> tuple[list[str], list[float]]:
-        """Tags and values of the whole model as they are now, without ending the window."""
+        """Tags and values of the whole model before the first window has ended.
+
+        With several ranks the window ends here, for all ranks must see the same numbers.
+        """
+        if self._ranks.exchange is not None:
+            self.close_window()
+            self._publish()
+            return self.shown()
         snapshot = self._snapshot_now()
         tags, values, whole = self._table(snapshot).scalars(snapshot)
         return tags[:whole], values[:whole]
@@ -256,12 +290,19 @@ class CMRPerformanceMonitor:
 
     def _snapshot_now(self) -> Snapshot:
         reading = self._ledger.peek()
-        closed = ClosedWindow(reading.statistics, [], self.current_step, self.clock.wall())
-        return self._snapshot("train", reading, closed, own=self.health.numbers())
+        step, time = self.current_step, self.clock.wall()
+        return self._snapshot("train", reading, step, time, own=self.health.numbers())
 
     def flush(self) -> None:
-        """End a partial window, if there is one, and have every sink write what is pending."""
-        if self._ledger.dirty or self._ledger.recorder.pending:
+        """End a partial window, if there is one, and have every sink write what is pending.
+
+        With several ranks all of them call it, at the same step.
+        """
+        if self._ranks.exchange is not None:
+            begun = self.current_step > self._window_begin
+        else:
+            begun = self._ledger.dirty or self._ledger.recorder.pending
+        if begun:
             self.close_window()
         self._publish()
         for sink in self.sinks:
@@ -269,15 +310,19 @@ class CMRPerformanceMonitor:
                 sink.flush()
 
     def enter_stage(self, stage: str) -> None:
-        """What is recorded from now on belongs to ``stage``.
+        """What is recorded from now on belongs to ``stage``; on all ranks at once.
 
         Args:
             stage: ``train``, ``val``, ``test``, ``predict``, or ``sanity``, which is thrown away.
         """
+        if self._ranks.exchange is not None:
+            self._publish()
         self._ledger.enter(stage)
 
     def leave_stage(self, step: int) -> None:
         """End a stage other than training: its numbers are logged once, and training goes on.
+
+        With several ranks all of them call it at once, and wait for each other.
 
         Args:
             step: where on the x-axis they are logged.
@@ -288,42 +333,197 @@ class CMRPerformanceMonitor:
             return
         closed = ledger.close(step, self.clock.wall())
         ledger.enter("train")
-        if stage != "sanity":
-            reading = ledger.finish(closed, statistics)
-            snapshot = self._snapshot(stage, reading, closed, own={})
-            self.snapshots[stage] = snapshot
-            self._emit(snapshot, HealthReport(), ())
+        if stage == "sanity":
+            return
+        window, time = ledger.settle(closed, statistics), closed.time
+        exchanged = None
+        if self._ranks.exchange is not None:
+            with self._with_ranks():
+                header = self._header(closed, self._next_end)
+                self._ranks.send(header, "", window, ledger.layout.layers, 0)
+                exchanged = self._ranks.take()
+        reading = self._finish(window, statistics, exchanged)
+        snapshot = self._snapshot(stage, reading, step, time, own={})
+        self.snapshots[stage] = snapshot
+        self._emit(snapshot, HealthReport(), ())
+
+    def _publish_if_due(self) -> None:
+        assert self._closed is not None
+        if self._ranks.exchange is None:
+            if self._closed.ready:
+                self._publish()
+        elif self.current_step >= self._ranks.take_at:
+            self._publish()
 
     def _publish(self) -> None:
+        """Finish the closed window, and act on what the ranks decided with it."""
+        self._collect()
+        exchanged, self._undecided = self._undecided, None
+        if exchanged is None:
+            return
+        for kind in ("stop", "checkpoint"):
+            reason = exchanged.vote(kind)
+            if reason is not None:
+                self._act(kind, reason)
+        if any(header.new_layers for header in exchanged.headers):
+            with self._with_ranks():
+                exchange = self._ranks.exchange
+                if exchange is not None:
+                    exchange.agree(self._ledger.layout.layers)
+                    self._ledger.share(exchange.layout)
+
+    def _collect(self) -> None:
         """Finish the closed window, judge it and hand it to the sinks."""
         closed, self._closed = self._closed, None
         if closed is None:
             return
+        ledger, exchanged = self._ledger, None
+        if self._sent is not None:
+            window, self._sent = self._sent, None
+            with self._with_ranks():
+                exchanged = self._ranks.take()
+        else:
+            window = ledger.settle(closed, ledger.train)
         self.windows += 1
-        reading = self._ledger.finish(closed, self._ledger.train)
-        own = self._own_numbers(reading.statistics)
-        snapshot = self._snapshot("train", reading, closed, own)
+        reading = self._finish(window, ledger.train, exchanged)
+        time = closed.time if exchanged is None else exchanged.first.time
+        own = self._own_numbers(reading, exchanged)
+        snapshot = self._snapshot("train", reading, closed.step, time, own)
         transitions = self.alerts.judge(snapshot, self.windows)
         own.update(self.alerts.report.numbers())  # the snapshot holds this very mapping
         self.snapshot = snapshot
         self._emit(snapshot, self.alerts.report, transitions)
+        if exchanged is not None:
+            self._undecided = exchanged
+            self._next_end = int(exchanged.first.next_step)
+        elif self._votes:
+            self._decide_alone()
+
+    def _finish(
+        self, window: Packed, stage: StageStatistics, exchanged: Exchanged | None
+    ) -> Reading:
+        if exchanged is not None:
+            return self._ledger.finish(exchanged.statistics, stage, exchanged.by_rank)
+        ledger = self._ledger
+        for layer in ledger.layout.layers:  # the others are lost: these come on top
+            ledger.shared.column(layer)
+        return ledger.finish(moved(window, ledger.layout.layers, ledger.shared.layers), stage)
 
     def _snapshot(
-        self, stage: str, reading: Reading, closed: ClosedWindow, own: Mapping[str, float]
+        self, stage: str, reading: Reading, step: int, time: float, own: Mapping[str, float]
     ) -> Snapshot:
         return Snapshot(
             stage=stage,
-            step=closed.step,
-            time=closed.time,
-            world_size=1,
-            layer_ids=self._ledger.layout.layers,
+            step=step,
+            time=time,
+            world_size=1 if reading.by_rank is None else reading.by_rank.width - 1,
+            layer_ids=self._ledger.shared.layers,
             statistics=reading.run,
             counters=reading.counters,
             window=reading.window,
             own=own,
             sources=self._sources,
             recent_times=self._ledger.recent_times,
+            by_rank=reading.by_rank,
+            run_by_rank=reading.run_by_rank,
         )
+
+    # -- the other ranks --------------------------------------------------------------------
+
+    def join_ranks(self) -> None:
+        """Find the other ranks of this job; all of them call it at once, before training."""
+        if self.config.reduction != "none":
+            with self._with_ranks():
+                self._ranks.join(self.config.reduction_timeout)
+
+    def agree_on_layers(self) -> None:
+        """Agree on the layers of all ranks; all of them call it at once, when probes are found."""
+        with self._with_ranks():
+            ledger = self._ledger
+            layout = self._ranks.begin([*ledger.shared.layers, *ledger.layout.layers])
+            if layout is not None:
+                ledger.share(layout)
+                self._next_end = self.current_step + 1
+
+    def leave_ranks(self) -> None:
+        """Let the others go and wait for none of them; what they did not get is dropped."""
+        if self._ranks.exchange is not None:
+            if self.current_step > self._window_begin and self._ledger.dirty:
+                logger.warning(
+                    "steps %d to %d are not in the totals: this process left before all ranks had "
+                    "put them together",
+                    self._window_begin + 1,
+                    self.current_step,
+                )
+            self._closed = self._sent = self._undecided = None
+            self._ledger.drop_window()
+        self._ranks.leave()
+
+    def request_stop(self, reason: str) -> None:
+        """Ask all ranks to stop training: they do at the same step, after the next window."""
+        self._votes["stop"] = reason
+
+    def request_checkpoint(self, reason: str) -> None:
+        """Ask all ranks for a checkpoint: they make it at the same step, after the next window."""
+        self._votes["checkpoint"] = reason
+
+    def _act(self, kind: str, reason: str) -> None:
+        if self.on_decision is not None:
+            self.on_decision(kind, reason)
+
+    def _decide_alone(self) -> None:
+        votes, self._votes = self._votes, {}
+        for kind, reason in votes.items():
+            if self._ranks.lost:
+                logger.warning("no %s (%s): the other ranks cannot be asked", kind, reason)
+            else:
+                self._act(kind, reason)
+
+    def _send(self, closed: ClosedWindow, now: float) -> None:
+        """Send a closed window to the other ranks; it is taken some steps later, by all."""
+        ledger = self._ledger
+        window = ledger.settle(closed, ledger.train, wait=False)
+        lag = LAG if self._interval is not None else min(LAG, self.window_steps - 1)
+        next_end = closed.step + 1
+        if self._interval is not None:
+            steps = max(1, closed.step - self._window_begin)
+            per_step = (now - self._window_start) / steps
+            next_end = closed.step + max(lag + 1, steps_between(self._interval, per_step))
+        self._closed, self._sent = closed, window
+        votes, self._votes = self._votes, {}
+        with self._with_ranks():
+            self._ranks.send(
+                self._header(closed, next_end, votes),
+                next(iter(votes.values()), ""),
+                window.copy(),
+                ledger.layout.layers,
+                lag,
+            )
+
+    def _header(
+        self, closed: ClosedWindow, next_end: int, votes: Mapping[str, str] | None = None
+    ) -> Header:
+        return Header(
+            step=float(closed.step),
+            next_step=float(next_end),
+            time=closed.time,
+            stop=float("stop" in (votes or {})),
+            checkpoint=float("checkpoint" in (votes or {})),
+            events=float(self._ledger.events),
+            invalid_samples=float(self._ledger.invalid_samples),
+            failures=float(self.failures),
+            processing_time=self._processing,
+        )
+
+    @contextmanager
+    def _with_ranks(self) -> Iterator[None]:
+        """Where the others fail this rank, it goes on with its own numbers."""
+        try:
+            yield
+        except (ExchangeError, LayerError) as error:
+            self._ranks.lose()
+            text = f"{error}; from now on the numbers of this rank are its own"
+            self.note_failure("reduction", ExchangeError(text))
 
     def _emit(
         self, snapshot: Snapshot, health: HealthReport, transitions: Sequence[Transition]
@@ -347,22 +547,43 @@ class CMRPerformanceMonitor:
             self._tables[stage] = known
         return known[1]
 
-    def _own_numbers(self, window: Packed) -> dict[str, float]:
+    def _own_numbers(self, reading: Reading, exchanged: Exchanged | None) -> dict[str, float]:
+        window = reading.statistics
         spent, step, wait = (
             float(window.values[ROW[name], 0])
             for name in ("monitor_seconds", "step_seconds", "data_wait_seconds")
         )
-        self.overhead_seconds += spent
         own = {
             "events": float(self._ledger.events),
             "invalid_samples": float(self._ledger.invalid_samples),
-            "overhead_seconds": self.overhead_seconds,
-            "processing_time": self._processing,
             "failures": float(self.failures),
         }
+        if exchanged is not None:
+            for name, mine in own.items():
+                everybody = sum(getattr(header, name) for header in exchanged.headers)
+                self._others[name] = everybody - mine
+        for name, others in self._others.items():
+            own[name] += others
+        own["overhead_seconds"] = float(reading.run.values[ROW["monitor_seconds"], 0])
+        own["processing_time"] = self._processing
+        if exchanged is not None:
+            own["processing_time"] = max(h.processing_time for h in exchanged.headers)
+            self._add_straggler(own, exchanged.by_rank)
         if step + wait > 0:
             own["overhead_fraction"] = spent / (step + wait)
         return own
+
+    def _add_straggler(self, own: dict[str, float], by_rank: Packed) -> None:
+        seconds = own_seconds(by_rank)
+        if self._best is None or len(self._best) != len(seconds):
+            self._best = np.full(len(seconds), np.nan)
+        found = straggler(seconds, self._best)
+        self._best = np.fmin(self._best, seconds)
+        if found is not None:
+            own["straggler_rank"] = float(found.rank)
+            own["straggler_ratio"] = found.ratio
+            if found.to_best == found.to_best:
+                own["straggler_to_best"] = found.to_best
 
     def _find_sources(self) -> dict[str, str]:
         explicit = self._attachment.source()
@@ -424,7 +645,10 @@ class CMRPerformanceMonitor:
         self.current_step = -1
         self.windows = 0
         self.failures = 0
-        self.overhead_seconds = 0.0
+        self._window_begin = -1
+        self._sent = self._undecided = self._best = None
+        self._votes = {}
+        self._others = {}
         self._processing = 0.0
         self._closed = None
         self._last_end = None
@@ -438,28 +662,55 @@ class CMRPerformanceMonitor:
         self.reset_metrics()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts and numbers: run totals, the window begun, and the open alerts."""
-        self._publish()
+        """Plain lists, dicts and numbers: run totals, the window begun, and the open alerts.
+
+        With several ranks a window under way is waited for, but no collective is begun; the totals
+        end with the last window that all ranks put together.
+        """
+        if self._ranks.alone:
+            self._publish()
+        else:
+            self._collect()
         return {
             "version": STATE_VERSION,
             "step": self.current_step,
             "windows": self.windows,
-            "failures": self.failures,
-            "overhead_seconds": self.overhead_seconds,
-            "ledger": self._ledger.state(),
+            **{
+                name: getattr(self._ledger, name) + self._others.get(name, 0)
+                for name in ("events", "invalid_samples")
+            },
+            "failures": self.failures + self._others.get("failures", 0),
+            "window_end": self._window_begin,
+            "ledger": self._ledger.state(alone=self._ranks.alone),
             "alerts": self.alerts.state(),
             "shown": dict(zip(*self.shown(), strict=True)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was called."""
+        """Go on where `state_dict` was called, on all ranks with rank 0's state.
+
+        Steps between the last window that several ranks put together and the checkpoint are in
+        nobody's totals; it is said which.
+        """
         self.reset_metrics()
-        self._ledger.load(state["ledger"])
+        first = self._ranks.first
+        self._ledger.load(state["ledger"], first=first)
         self.alerts.load(state["alerts"])
         self.current_step = state["step"]
         self.windows = state["windows"]
-        self.failures = state["failures"]
-        self.overhead_seconds = state["overhead_seconds"]
+        self._window_begin = state["step"]
+        if first:
+            self.failures = state["failures"]
+            self._ledger.events = state["events"]
+            self._ledger.invalid_samples = state["invalid_samples"]
+        missing = state["step"] - state["window_end"]
+        if missing > 0 and state["ledger"]["window"] is None and first:
+            logger.warning(
+                "steps %d to %d lie between the last window of all ranks and the checkpoint: they "
+                "are not in the totals",
+                state["window_end"] + 1,
+                state["step"],
+            )
         shown = state["shown"]
         self._shown = list(shown), list(shown.values()), len(shown)
         if self.windows:

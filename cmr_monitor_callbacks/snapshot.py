@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cmr_monitor_callbacks.catalogue import BY_NAME, Kind, canonical
 from cmr_monitor_callbacks.layers import LayerId, layer_id, layer_order
 from cmr_monitor_callbacks.packed import METRIC_ROW, Packed, Reader, read
+from cmr_monitor_callbacks.ranks import FORWARD_METRIC, put_greatest, put_rates
 
 Over = Literal["run", "window"]
 
@@ -35,6 +36,9 @@ class Snapshot:
         own: the monitor's own numbers and health, by name.
         sources: where each kind of number comes from, by component.
         recent_times: the last raw durations of this process in seconds, by name.
+        by_rank: the window's packed statistics, column ``1 + r`` that of rank ``r``; None where
+            there is one process.
+        run_by_rank: the same since the start of the stage, or since the number of ranks changed.
 
     >>> Snapshot.empty("train").value("capture_efficiency")
     nan
@@ -51,6 +55,8 @@ class Snapshot:
     own: Mapping[str, float] = field(default_factory=dict, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
     recent_times: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    by_rank: Packed | None = field(default=None, repr=False)
+    run_by_rank: Packed | None = field(default=None, repr=False)
 
     @classmethod
     def empty(cls, stage: str) -> Snapshot:
@@ -63,7 +69,21 @@ class Snapshot:
     @cached_property
     def run(self) -> NDArray[np.float64]:
         """Every metric since the start of the stage, shape as ``window``; read when first asked."""
-        return read(self.statistics, self.statistics)
+        table = read(self.statistics, self.statistics)
+        if self.run_by_rank is not None:
+            put_rates(table, self.run_by_rank)
+            put_greatest(table, self.run_by_rank, FORWARD_METRIC)
+        return table
+
+    @cached_property
+    def _rank_tables(self) -> dict[str, NDArray[np.float64]]:
+        """Every metric of each rank, shape ``(metrics, 1 + ranks)``; read when first asked."""
+        if self.by_rank is None or self.run_by_rank is None:
+            return {}
+        return {
+            "window": read(self.by_rank, self.run_by_rank),
+            "run": read(self.run_by_rank, self.run_by_rank),
+        }
 
     def value(
         self,
@@ -77,7 +97,7 @@ class Snapshot:
         Args:
             name: any name of a metric.
             layer: id of a layer; None: the model as a whole.
-            rank: a rank; None: over all ranks.
+            rank: a rank; None: over all ranks. A rank's numbers are of the model as a whole.
             over: since the start of the stage (``run``) or in the last window.
 
         Returns:
@@ -93,7 +113,12 @@ class Snapshot:
             raise ValueError(f"rank must be in 0..{self.world_size - 1}, got {rank}")
         row = METRIC_ROW.get(name)
         if row is None:
-            return math.nan if layer is not None else self.own.get(name, math.nan)
+            whole = layer is None and (rank is None or self.world_size == 1)
+            return self.own.get(name, math.nan) if whole else math.nan
+        if rank is not None and self.world_size > 1:
+            tables = self._rank_tables
+            known = layer is None and over in tables
+            return float(tables[over][row, 1 + rank]) if known else math.nan
         column = self._column(layer)
         if column is None:
             return math.nan
@@ -111,6 +136,35 @@ class Snapshot:
         values = {i: self.value(name, layer=i, over=over) for i in self.layer_ids}
         ordered = sorted(values, key=layer_order)
         return {i: values[i] for i in ordered if not math.isnan(values[i])}
+
+    def ranks(self, name: str, over: Over = "window") -> dict[int, float]:
+        """A number by rank, where there is data.
+
+        >>> Snapshot.empty("train").ranks("step_time")
+        {}
+        """
+        values = {r: self.value(name, rank=r, over=over) for r in range(self.world_size)}
+        return {r: value for r, value in values.items() if not math.isnan(value)}
+
+    def greatest(self, name: str, over: Over = "window") -> tuple[float, int | None]:
+        """The greatest of the ranks' numbers, and the rank that has it.
+
+        >>> Snapshot.empty("train").greatest("step_time")
+        (nan, None)
+        """
+        values = self.ranks(name, over)
+        rank = max(values, key=values.__getitem__, default=None)
+        return (math.nan if rank is None else values[rank]), rank
+
+    def skew(self, name: str, over: Over = "window") -> float:
+        """The greatest of the ranks' numbers / their median; NaN without data.
+
+        >>> Snapshot.empty("train").skew("step_time")
+        nan
+        """
+        values = list(self.ranks(name, over).values())
+        median = float(np.median(values)) if values else math.nan
+        return max(values) / median if median > 0 else math.nan
 
     def source(self, name: str) -> str:
         """Where a number comes from, such as ``explicit:blocks.4.probe``; empty without data."""

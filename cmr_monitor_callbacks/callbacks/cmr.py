@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -172,6 +173,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             self.monitor.start_over()
         self._trainer = weakref.ref(trainer)
         self._timer, self._other_timer = StepTimer(), StepTimer()
+        self.monitor.join_ranks()
         self.monitor.attach(pl_module)
 
     @_guarded
@@ -179,18 +181,13 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         """Find what `configure_model` made, and make room on the model's device."""
         found = self.monitor.attach(pl_module)  # configure_model() may have made modules since
         self.monitor.place_cells(pl_module.device)
+        self.monitor.agree_on_layers()
         self._open_sinks(trainer)
         if not found and self.monitor.config.watches_layer(None):
             logger.warning(
                 "found no CMRProbe in %s: only times are monitored. Hold a CMRProbe in each memory "
                 "layer and call it where states are captured, stored, retrieved and reconstructed",
                 type(pl_module).__name__,
-            )
-        if trainer.world_size > 1 and trainer.is_global_zero:
-            logger.warning(
-                "numbers are those of rank 0 alone, of %d ranks: this version does not add up "
-                "ranks yet",
-                trainer.world_size,
             )
 
     @_guarded
@@ -202,8 +199,20 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, torch.optim.Optimizer):
                 self._handles.append(optimizer.register_step_post_hook(self._after_optimizer))
+        self.monitor.on_decision = partial(self._decided, trainer)
         if self._metrics is not None:
             self._metrics.rewrite()
+
+    def _decided(self, trainer: Trainer, kind: str, reason: str) -> None:
+        """All ranks act at the same step."""
+        logger.warning("%s, for %s", kind, reason)
+        if kind == "stop":
+            trainer.should_stop = True
+        elif trainer.checkpoint_callback is not None:
+            folder = (
+                getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
+            )
+            trainer.save_checkpoint(Path(folder) / f"cmr-monitor-step={trainer.global_step}.ckpt")
 
     @_guarded
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -233,6 +242,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self.monitor.detach()
         if self.monitor.stage != "train":
             self.monitor.enter_stage("train")
+        self.monitor.leave_ranks()
+        self.monitor.on_decision = None
         try:
             self.monitor.flush()
         finally:
@@ -313,6 +324,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     def _enter(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.monitor.attach(pl_module)
         self.monitor.place_cells(pl_module.device)
+        self.monitor.agree_on_layers()
         self._open_sinks(trainer)
         self._timer.pause()
         self._other_timer = StepTimer()

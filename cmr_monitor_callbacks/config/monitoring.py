@@ -48,6 +48,11 @@ class MonitoringConfig(Settings):
     """Seconds in a window, instead of steps; null: windows by steps."""
     health_check_interval: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Rules run at the first window end at least this many seconds after their last run."""
+    reduction: Literal["auto", "flat", "none"] = "auto"
+    """How the ranks' numbers come together: one gather per window of all ranks (``flat``, and what
+    ``auto`` chooses), or ``none``: each process keeps its own."""
+    reduction_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """Longest wait for the other ranks, in seconds; then each goes on with its own numbers."""
     max_history_size: int = Field(default=1000, ge=1)
     """Windows, transitions and raw timings kept in memory."""
     alert_thresholds: AlertThresholds = Field(default_factory=AlertThresholds)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmr_monitor_callbacks.distributed import moved
 from cmr_monitor_callbacks.folding import TIMER_ROWS
 from cmr_monitor_callbacks.layers import Layout
 from cmr_monitor_callbacks.packed import ROW, Packed, Reader
+from cmr_monitor_callbacks.ranks import FORWARD_COUNTER, FORWARD_METRIC, put_greatest, put_rates
 from cmr_monitor_callbacks.recording.cells import DeviceCells
 from cmr_monitor_callbacks.recording.recorder import InvalidSample, Recorder
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
@@ -30,12 +32,16 @@ class Reading:
         counters: shape ``(counters, width)``: counters since the start of the stage.
         statistics: the window's packed statistics.
         run: packed statistics since the start of the stage; a copy.
+        by_rank: the window's by rank, see `ranks`; None where there is one process.
+        run_by_rank: the run's by rank; a copy.
     """
 
     window: NDArray[np.float64]
     counters: NDArray[np.float64]
     statistics: Packed
     run: Packed
+    by_rank: Packed | None = None
+    run_by_rank: Packed | None = None
 
 
 class Ledger:
@@ -48,6 +54,9 @@ class Ledger:
 
     def __init__(self, keep_times: int, on_invalid: OnInvalid) -> None:
         self.layout = Layout()
+        """Layers of this process, in order of arrival."""
+        self.shared = self.layout
+        """Layers of all ranks."""
         self.recorder = Recorder()
         self.cells = DeviceCells()
         self.stage = "train"
@@ -72,12 +81,13 @@ class Ledger:
         self.dirty = False
         """Whether training's window in hand has anything in it."""
         self.recent_times = {}
+        self._holds = Packed.empty(self.layout.width)
         self._train = StageStatistics(self.layout)
         self._other = self._train
 
     def forget_layers(self) -> None:
         """Forget every number and every layer; no probe may be attached."""
-        self.layout = Layout()
+        self.layout = self.shared = Layout()
         self.cells = DeviceCells()
         self.clear()
 
@@ -124,50 +134,98 @@ class Ledger:
             self.dirty = False
         return self.current.close(step, time)
 
-    def finish(self, closed: ClosedWindow, stage: StageStatistics) -> Reading:
-        """Add a closed window to its stage and read both."""
-        window = stage.finish(closed)
-        for read in closed.reads:
+    def settle(self, closed: ClosedWindow, stage: StageStatistics, *, wait: bool = True) -> Packed:
+        """A closed window's statistics in this rank's own columns, with what holds now.
+
+        Args:
+            closed: the window; to be settled once.
+            stage: whose it is.
+            wait: for device numbers that have not arrived; else they go to the next window.
+        """
+        window, reads = stage.settle(closed, wait=wait)
+        for read in reads:
             for component, column, name, count in read.rejected():
                 self.invalid_samples += count
                 text = f"{count} on the device"
                 self._on_invalid(InvalidSample(component, name, column, text, "out of range"))
-        window.widen(stage.run.width)
-        if stage is not self._train:
-            stage.run.take_gauges(self._train.run)
+        window.widen(self.layout.width)
+        self._holds.widen(window.width)
+        self._holds.take_gauges(window)
+        window.take_gauges(self._holds)
+        return window
+
+    def share(self, layout: Layout) -> None:
+        """Keep the run by the columns of all ranks from now on; a layer keeps its numbers."""
+        columns = [0, *(layout.column(layer) for layer in self.shared.layers)]
+        for stage in {id(s): s for s in (self._train, self._other)}.values():
+            stage.run.widen(self.shared.width)
+            stage.run = stage.run.moved(columns, layout.width)
+        self.shared = layout
+
+    def finish(
+        self, window: Packed, stage: StageStatistics, by_rank: Packed | None = None
+    ) -> Reading:
+        """Add a window to its stage and read both.
+
+        Args:
+            window: statistics in the columns of `shared`.
+            stage: whose they are.
+            by_rank: the same by rank, where there are several.
+        """
+        stage.run.widen(self.shared.width)
+        stage.add(window, by_rank)
         stage.run.take_gauges(window)
+        window.widen(stage.run.width)
         window.take_gauges(stage.run)
-        run = stage.run.copy()
-        return Reading(self._reader.read(window, run), self._reader.counters(run), window, run)
+        return self._reading(window, stage.run.copy(), by_rank, stage.by_rank)
+
+    def _reading(
+        self, window: Packed, run: Packed, by_rank: Packed | None, run_by_rank: Packed | None
+    ) -> Reading:
+        table, counters = self._reader.read(window, run), self._reader.counters(run)
+        if by_rank is not None and run_by_rank is not None:
+            put_rates(table, by_rank)
+            put_greatest(table, by_rank, FORWARD_METRIC)
+            put_greatest(counters, run_by_rank, FORWARD_COUNTER)
+            run_by_rank = run_by_rank.copy()
+        return Reading(table, counters, window, run, by_rank, run_by_rank)
 
     def peek(self) -> Reading:
-        """What the training window begun would say, without ending it."""
+        """What the training window begun would say with this process's numbers; ends nothing."""
         self.fold()
-        window = self._train.in_hand()
+        window = moved(self._train.in_hand(), self.layout.layers, self.shared.layers)
         run = self._train.run.copy()
         run.add(window)
-        return Reading(self._reader.read(window, run), self._reader.counters(run), window, run)
+        window.widen(run.width)
+        return self._reading(window, run, None, None)
 
-    def state(self) -> dict[str, Any]:
-        """Plain data: layers, the training run, and the window begun."""
+    def state(self, *, alone: bool) -> dict[str, Any]:
+        """Plain data: layers, the training run, and (with one process) the window begun."""
         self.fold()
-        statistics = self._train.state()
         return {
-            "layers": list(self.layout.layers),
-            "events": self.events,
-            "invalid_samples": self.invalid_samples,
-            "window_begun": self.dirty,
-            **statistics,
+            "layers": list(self.shared.layers),
+            "window_begun": self.dirty and alone,
+            **self._train.state(self.shared.width, alone=alone),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`; layers may have got other columns since."""
+    def load(self, state: Mapping[str, Any], *, first: bool) -> None:
+        """The inverse of `state`; layers may have got other columns since.
+
+        Args:
+            state: what `state` gave.
+            first: whether this process takes over the window begun and what it counted.
+        """
         self.clear()
+        self.shared = self.layout
         columns = [0, *(self.layout.column(layer) for layer in state["layers"])]
-        self._train.load(state, columns, self.layout.width)
-        self.events = state["events"]
-        self.invalid_samples = state["invalid_samples"]
-        self.dirty = state["window_begun"]
+        self._train.load(state, columns, window=first)
+        self.dirty = state["window_begun"] and first
+
+    def drop_window(self) -> None:
+        """Forget training's window in hand, with what was recorded since."""
+        self.fold()
+        self._train.close(0, 0.0)
+        self.dirty = False
 
     def _keep_last(self, name: str, seconds: NDArray[np.float64]) -> None:
         kept = self.recent_times.get(name)

@@ -45,6 +45,9 @@ class StageStatistics:
         self._window: Packed | None = None
         self._reads: list[CellRead] = []
         self.run = Packed.empty(layout.width)
+        """Columns as `Ledger.shared` has them: those of all ranks."""
+        self.by_rank: Packed | None = None
+        """The run by rank, see `ranks`; None where there is one process."""
 
     def fold(self, packed: Packed, reads: Sequence[CellRead]) -> None:
         """Add what was recorded since the last fold."""
@@ -71,31 +74,67 @@ class StageStatistics:
                 read.add_to(copy)
         return copy
 
-    def finish(self, closed: ClosedWindow) -> Packed:
-        """Add a closed window to the run; waits for device numbers that have not arrived.
+    def settle(self, closed: ClosedWindow, *, wait: bool = True) -> tuple[Packed, list[CellRead]]:
+        """A closed window's statistics with its device numbers.
+
+        Args:
+            closed: the window; to be settled once.
+            wait: for device numbers that have not arrived; else they go to the next window.
 
         Returns:
-            the window's statistics.
+            the statistics, columns in this rank's own order, and the device numbers in them.
         """
         window = closed.statistics
-        for read in closed.reads:
+        late = [] if wait else [read for read in closed.reads if not read.ready]
+        taken = [read for read in closed.reads if read not in late]
+        for read in taken:
             read.add_to(window)
+        self._reads = late + self._reads
+        return window, taken
+
+    def add(self, window: Packed, by_rank: Packed | None) -> None:
+        """Add a window to the run."""
         self.run.add(window)
-        return window
+        if by_rank is not None:
+            if self.by_rank is None or self.by_rank.width != by_rank.width:
+                self.by_rank = Packed.empty(by_rank.width)  # other ranks than before
+            self.by_rank.add(by_rank)
 
-    def state(self) -> dict[str, Any]:
-        """Plain data: the run up to the last finished window, and the window in hand."""
-        width = self._layout.width
-        window = self._window or Packed.empty(width)
-        window.widen(width)
+    def state(self, width: int, *, alone: bool) -> dict[str, Any]:
+        """Plain data: the run up to the last finished window, and the window in hand.
+
+        Args:
+            width: columns of the run.
+            alone: whether there is one process; else the window in hand is this rank's only, and is
+                left out.
+        """
+        window = Packed.empty(self._layout.width)
+        if alone:
+            window = self._window or window
+            window.widen(self._layout.width)
+            for read in self._reads:
+                read.add_to(window)
+            self._window, self._reads = window, []
         self.run.widen(width)
-        for read in self._reads:
-            read.add_to(window)
-        self._window, self._reads = window, []
-        return {"run": self.run.state(), "window": window.state()}
+        by_rank = self.by_rank
+        return {
+            "run": self.run.state(),
+            "window": window.state() if alone else None,
+            "by_rank": None if by_rank is None else by_rank.state(),
+            "ranks": 1 if by_rank is None else by_rank.width - 1,
+        }
 
-    def load(self, state: Mapping[str, Any], columns: Sequence[int], width: int) -> None:
-        """The inverse of `state`; saved column ``i`` is now ``columns[i]``."""
-        saved = len(columns)
+    def load(self, state: Mapping[str, Any], columns: Sequence[int], *, window: bool) -> None:
+        """The inverse of `state`.
+
+        Args:
+            state: of one process or of all.
+            columns: saved column ``i`` is now ``columns[i]``.
+            window: whether this process takes over the window in hand.
+        """
+        saved, width = len(columns), self._layout.width
         self.run = Packed.from_state(state["run"], saved).moved(columns, width)
-        self._window = Packed.from_state(state["window"], saved).moved(columns, width)
+        if window and state["window"] is not None:
+            self._window = Packed.from_state(state["window"], saved).moved(columns, width)
+        if state["by_rank"] is not None:
+            self.by_rank = Packed.from_state(state["by_rank"], 1 + state["ranks"])

@@ -1,0 +1,20 @@
+"""All ranks' numbers together: one asynchronous gather per window."""
+
+from __future__ import annotations
+
+from cmr_monitor_callbacks.distributed.exchange import Exchange, Exchanged, moved, steps_between
+from cmr_monitor_callbacks.distributed.group import ExchangeError, RankGroup
+from cmr_monitor_callbacks.distributed.payload import Header
+from cmr_monitor_callbacks.distributed.session import LAG, RankSession
+
+__all__ = [
+    "LAG",
+    "Exchange",
+    "ExchangeError",
+    "Exchanged",
+    "Header",
+    "RankGroup",
+    "RankSession",
+    "moved",
+    "steps_between",
+]

@@ -1,0 +1,167 @@
+"""The protocol between ranks: one gather per window, of what all agreed on.
+
+What is never left to one rank's clock or luck: when a gather is launched and when its numbers are
+used. Both follow from step numbers that all ranks share, so that every rank acts on the same
+numbers at the same step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cmr_monitor_callbacks.distributed.group import ExchangeError, Pending, RankGroup
+from cmr_monitor_callbacks.distributed.merge import by_rank, merge
+from cmr_monitor_callbacks.distributed.payload import Header, decode, encode, layout_hash
+from cmr_monitor_callbacks.layers import LayerId, Layout
+from cmr_monitor_callbacks.packed import Packed
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """A window of all ranks.
+
+    Attributes:
+        headers: what each rank said, by rank.
+        texts: the reasons of their votes, by rank.
+        statistics: of all ranks together, columns as agreed on.
+        by_rank: column ``1 + r`` is rank ``r``'s.
+    """
+
+    headers: Sequence[Header]
+    texts: Sequence[str]
+    statistics: Packed
+    by_rank: Packed
+
+    @property
+    def first(self) -> Header:
+        """Rank 0's header, whose clock and proposals count."""
+        return self.headers[0]
+
+    def vote(self, kind: str) -> str | None:
+        """Why some rank asks for ``stop`` or ``checkpoint``; None: none does."""
+        for header, text in zip(self.headers, self.texts, strict=True):
+            if getattr(header, kind):
+                return text
+        return None
+
+
+class Exchange:
+    """Puts the ranks' windows together.
+
+    Args:
+        group: the ranks.
+        layers: those that this rank holds now; all ranks make their `Exchange` at once.
+
+    Raises:
+        ExchangeError: the ranks did not come to an agreement.
+    """
+
+    def __init__(self, group: RankGroup, layers: Iterable[LayerId]) -> None:
+        self.group = group
+        self.windows = 0
+        self.layout = Layout()
+        """The layers of all ranks: the columns of what is exchanged."""
+        self._pending: tuple[Pending, Header] | None = None
+        self._withheld: Packed | None = None
+        self.agree(layers)
+
+    def agree(self, layers: Iterable[LayerId]) -> None:
+        """Take in the layers of all ranks, in the same order on each; waits for the others.
+
+        Raises:
+            ExchangeError: a rank did not take part in time, or two layers would look alike.
+        """
+        mine = json.dumps([layer for layer in layers if layer not in self.layout.layers])
+        for text in self.group.gather_bytes(mine.encode()):
+            for layer in json.loads(text):
+                self.layout.column(layer)
+        self._hash = layout_hash(self.layout.layers)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a window was launched and not taken yet."""
+        return self._pending is not None
+
+    def launch(
+        self, header: Header, reason: str, window: Packed, layers: Sequence[LayerId]
+    ) -> None:
+        """Send this rank's window; its numbers of layers not agreed on yet wait for the next one.
+
+        Args:
+            header: what else to say; its layout, window and new layers are filled in here.
+            reason: of a vote.
+            window: this rank's statistics, one column for the whole and one for each of ``layers``.
+            layers: this rank's, in its own order.
+
+        Raises:
+            ExchangeError: the last window was not taken yet.
+        """
+        if self._pending is not None:
+            raise ExchangeError("a window is under way already")
+        if self._withheld is not None:
+            window.add(self._withheld)
+        known = self.layout.layers
+        new = [1 + i for i, layer in enumerate(layers) if layer not in known]
+        self._withheld = _only(window, new) if new else None
+        header = replace(
+            header, layout=self._hash, window=float(self.windows), new_layers=float(len(new))
+        )
+        agreed = moved(window, layers, known)
+        self._pending = self.group.launch(encode(header, reason, agreed)), header
+        self.windows += 1
+
+    def take(self) -> Exchanged:
+        """The window under way, of all ranks; waits for them, but not forever.
+
+        Raises:
+            ExchangeError: a rank did not take part in time, is gone, or is at another window.
+        """
+        assert self._pending is not None
+        pending, mine = self._pending
+        self._pending = None
+        ranks = decode(pending.take(), self.layout.width)
+        for rank, header in enumerate(ranks.headers):
+            if (header.layout, header.step, header.window) != (mine.layout, mine.step, mine.window):
+                raise ExchangeError(
+                    f"rank {rank} is at window {header.window:.0f}, step {header.step:.0f}, where "
+                    f"rank {self.group.rank} is at window {mine.window:.0f}, step {mine.step:.0f}"
+                )
+        return Exchanged(ranks.headers, ranks.texts, merge(ranks), by_rank(ranks))
+
+
+def moved(window: Packed, layers: Sequence[LayerId], known: Sequence[LayerId]) -> Packed:
+    """A window's statistics with the columns of other layers, those that it lacks empty."""
+    window.widen(1 + len(layers))
+    if tuple(layers) == tuple(known):
+        return window
+    places = {layer: 1 + i for i, layer in enumerate(layers)}
+    here = [0, *(places[layer] for layer in known if layer in places)]
+    there = [0, *(1 + i for i, layer in enumerate(known) if layer in places)]
+    out = Packed.empty(1 + len(known))
+    out.values[:, there] = window.values[:, here]
+    out.samples[:, there] = window.samples[:, here]
+    out.histograms, out.extremes = window.histograms, window.extremes
+    return out
+
+
+def _only(window: Packed, columns: Sequence[int]) -> Packed:
+    """These columns alone, without the durations, which belong to no layer."""
+    out = Packed.empty(window.width)
+    out.values[:, columns] = window.values[:, columns]
+    out.samples[:, columns] = window.samples[:, columns]
+    return out
+
+
+def steps_between(seconds_left: float, seconds_per_step: float) -> int:
+    """Steps that fit in some seconds, at least one.
+
+    >>> steps_between(10.0, 0.3), steps_between(1.0, 5.0)
+    (33, 1)
+    """
+    if not np.isfinite(seconds_per_step) or seconds_per_step <= 0:
+        return 1
+    return max(1, round(seconds_left / seconds_per_step))

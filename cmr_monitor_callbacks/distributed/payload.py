@@ -1,0 +1,138 @@
+"""What one rank tells the others at the end of a window: one vector of float64.
+
+A header of numbers and a short text, then the window's packed statistics on the agreed layers. Its
+length depends only on how many layers were agreed on, for gloo ends a process whose vector is of
+another length than its peer's. Histograms travel as 32-bit counts, two to a float64; bits are
+copied, never calculated with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS
+from cmr_monitor_callbacks.histogram import BUCKETS
+from cmr_monitor_callbacks.layers import LayerId
+from cmr_monitor_callbacks.packed import Packed
+
+_ROWS: Final = len(STATISTICS)
+_COUNTS: Final = len(TIMERS) * BUCKETS
+_TEXT: Final = 128
+"""Bytes of the text in a header."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is said beside the statistics; every field a number.
+
+    Attributes:
+        layout: hash of the agreed layers and of this version's statistics.
+        step: last step of the window.
+        window: how many windows were exchanged before.
+        next_step: last step of the next window, as this rank proposes it; rank 0's counts.
+        time: when the window ended, seconds since the Unix epoch; rank 0's counts.
+        new_layers: layers that this rank holds and that were not agreed on.
+        stop: whether this rank asks to stop training.
+        checkpoint: whether this rank asks for a checkpoint.
+        events: recorded in the window.
+        invalid_samples: values not taken in the window.
+        failures: failures of the monitor in the window.
+        processing_time: seconds that the last window's end took.
+    """
+
+    layout: float = 0.0
+    step: float = 0.0
+    window: float = 0.0
+    next_step: float = 0.0
+    time: float = 0.0
+    new_layers: float = 0.0
+    stop: float = 0.0
+    checkpoint: float = 0.0
+    events: float = 0.0
+    invalid_samples: float = 0.0
+    failures: float = 0.0
+    processing_time: float = 0.0
+
+
+_HEADER: Final = len(fields(Header))
+_START: Final = _HEADER + _TEXT // 8
+
+
+def layout_hash(layers: Sequence[LayerId]) -> float:
+    """A number that tells layouts apart, and versions that count other things; exact in float64."""
+    names = [s.name for s in STATISTICS] + [f"{c}/{n}" for c, n in TIMERS] + [BUCKETS]
+    digest = hashlib.sha256(json.dumps([names, list(layers)]).encode()).digest()
+    return float(int.from_bytes(digest[:6], "big"))
+
+
+def payload_length(width: int) -> int:
+    """Float64 numbers in a payload of so many columns."""
+    return _START + 2 * _ROWS * width + -(-_COUNTS // 2) + 2 * len(TIMERS)
+
+
+def encode(header: Header, text: str, packed: Packed) -> NDArray[np.float64]:
+    """One rank's vector, shape ``(payload_length(packed.width),)``."""
+    counts = np.zeros(-(-_COUNTS // 2) * 2, dtype=np.uint32)
+    counts[:_COUNTS] = packed.histograms.ravel()
+    raw = text.encode()[:_TEXT].ljust(_TEXT, b"\0")
+    return np.concatenate(
+        (
+            astuple(header),
+            np.frombuffer(raw, np.float64),
+            packed.values.ravel(),
+            packed.samples.ravel(),
+            counts.view(np.float64),
+            packed.extremes.ravel(),
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What all ranks said.
+
+    Attributes:
+        headers: by rank.
+        texts: by rank.
+        values: shape ``(ranks, statistics, width)``, float64.
+        samples: the same shape, float64.
+        histograms: shape ``(ranks, timers, BUCKETS)``, int64.
+        extremes: shape ``(ranks, timers, 2)``, float64.
+    """
+
+    headers: list[Header]
+    texts: list[str]
+    values: NDArray[np.float64]
+    samples: NDArray[np.float64]
+    histograms: NDArray[np.int64]
+    extremes: NDArray[np.float64]
+
+
+def decode(matrix: NDArray[np.float64], width: int) -> Ranks:
+    """The inverse of `encode`, for every rank's row."""
+    size = len(matrix)
+    headers = [Header(*row) for row in matrix[:, :_HEADER].tolist()]
+    texts = [
+        row.tobytes().rstrip(b"\0").decode(errors="replace") for row in matrix[:, _HEADER:_START]
+    ]
+    cells = _ROWS * width
+    at = np.cumsum([_START, cells, cells, -(-_COUNTS // 2), 2 * len(TIMERS)])
+    values, samples, counts, extremes = (
+        np.ascontiguousarray(matrix[:, start:end]) for start, end in pairwise(at)
+    )
+    return Ranks(
+        headers,
+        texts,
+        values.reshape(size, _ROWS, width),
+        samples.reshape(size, _ROWS, width),
+        counts.view(np.uint32)[:, :_COUNTS].astype(np.int64).reshape(size, len(TIMERS), BUCKETS),
+        extremes.reshape(size, len(TIMERS), 2),
+    )

@@ -1,0 +1,92 @@
+"""This process's part in a job of several: the group, the exchange, and what becomes of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from cmr_monitor_callbacks.distributed.exchange import Exchange, Exchanged
+from cmr_monitor_callbacks.distributed.group import RankGroup
+from cmr_monitor_callbacks.distributed.payload import Header
+from cmr_monitor_callbacks.layers import LayerId, Layout
+from cmr_monitor_callbacks.packed import Packed
+
+LAG = 5
+"""Steps after a window's end at which its numbers are taken: by then they have mostly arrived."""
+
+
+class RankSession:
+    """Alone until it has joined; on its own again once the others are lost."""
+
+    def __init__(self) -> None:
+        self._group: RankGroup | None = None
+        self._exchange: Exchange | None = None
+        self.lost = False
+        """Whether the others could not be reached, so that numbers are this process's own."""
+        self.take_at = -1
+        """Step at which the window under way is taken, on every rank."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process."""
+        return self._group is None and not self.lost
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is rank 0."""
+        return self._group is None or self._group.rank == 0
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """The exchange with the others; None: numbers are this process's own."""
+        return self._exchange
+
+    def join(self, timeout: float) -> None:
+        """Find the other ranks, on all of them at once.
+
+        Raises:
+            ExchangeError: some rank has no monitor, or did not come in time.
+        """
+        if self._group is None and not self.lost:
+            self._group = RankGroup.create(timeout)
+
+    def begin(self, layers: Iterable[LayerId]) -> Layout | None:
+        """Agree on the layers of all ranks, on all of them at once; None: nothing to agree on.
+
+        Raises:
+            ExchangeError: a rank did not take part in time.
+        """
+        if self._group is None or self._exchange is not None or self.lost:
+            return None
+        self._exchange = Exchange(self._group, layers)
+        return self._exchange.layout
+
+    def send(
+        self, header: Header, reason: str, window: Packed, layers: Sequence[LayerId], lag: int
+    ) -> None:
+        """Send this rank's window; it is to be taken ``lag`` steps later."""
+        assert self._exchange is not None
+        self._exchange.launch(header, reason, window, layers)
+        self.take_at = int(header.step) + lag
+
+    def take(self) -> Exchanged | None:
+        """The window under way, of all ranks; None: none is.
+
+        Raises:
+            ExchangeError: the others did not come in time, are gone, or are at another window.
+        """
+        if self._exchange is None or not self._exchange.under_way:
+            return None
+        return self._exchange.take()
+
+    def lose(self) -> None:
+        """Go on without the others."""
+        self._exchange = None
+        self.lost = True
+
+    def leave(self) -> None:
+        """Let the group go, wait for nobody, and be alone again."""
+        group, self._group = self._group, None
+        self._exchange = None
+        self.lost = False
+        if group is not None:
+            group.close()
