@@ -39,7 +39,7 @@ from cmr_monitor_callbacks.ranks import own_seconds, straggler
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
-from cmr_monitor_callbacks.sinks import Sink, TagTable, WindowReport
+from cmr_monitor_callbacks.sinks import Sink, TagTable, WindowReport, rank_scalars
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -531,6 +531,9 @@ class CMRPerformanceMonitor:
         tags, values, whole = self._table(snapshot).scalars(snapshot)
         if snapshot.stage == "train":
             self._shown = tags, values, whole
+        rank_tags, rank_values = rank_scalars(snapshot)
+        if rank_tags:
+            tags, values = [*tags, *rank_tags], [*values, *rank_values]
         report = WindowReport(snapshot, health, transitions, tags, values, whole)
         for sink in self.sinks:
             with self.guard(type(sink).__name__):

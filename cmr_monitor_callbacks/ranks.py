@@ -17,22 +17,13 @@ from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW, ROW, Packed
 Array = NDArray[np.float64]
 STANDS_OUT: Final = 1.2
 """A rank stands out where its number is so many times the ranks' median."""
-SHOWN: Final = (
-    "step_time",
-    "data_wait",
-    "avg_forward_time",
-    "backward_time",
-    "optimizer_time",
-    "monitor_time",
-)
-"""Metrics of which a rank that stands out is shown."""
 _RATES: Final = {
     "throughput": (ROW["samples"], ROW["sample_seconds"]),
     "tokens_per_second": (ROW["tokens"], ROW["token_seconds"]),
 }
 _BUSY: Final = [ROW[name] for name in ("data_wait_seconds", "forward_seconds", "optimizer_seconds")]
 _STEPS: Final = ROW["step_seconds"]
-_MEANS: Final = {
+_MEANS: Final = {  # metrics of which a rank that stands out is shown
     "step_time": "step_seconds",
     "data_wait": "data_wait_seconds",
     "avg_forward_time": "forward_seconds",

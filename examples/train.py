@@ -57,6 +57,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     trainer: pl.Trainer = hydra.utils.instantiate(
         config.trainer, logger=loggers or False, callbacks=callbacks
     )
+    console.quiet = not trainer.is_global_zero  # one process of several speaks
     count = sum(p.numel() for p in module.parameters())
     console.print(
         f"Training a CMR language model of {count / 1e6:.1f} M parameters on the Python "

@@ -2,7 +2,7 @@
 
 from cmr_monitor_callbacks.sinks.base import InMemorySink, Sink, WindowReport
 from cmr_monitor_callbacks.sinks.loggers import LoggerSink
-from cmr_monitor_callbacks.sinks.tags import TagTable
+from cmr_monitor_callbacks.sinks.tags import TagTable, rank_scalars
 from cmr_monitor_callbacks.sinks.tensorboard import TensorBoardSink
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "TagTable",
     "TensorBoardSink",
     "WindowReport",
+    "rank_scalars",
 ]

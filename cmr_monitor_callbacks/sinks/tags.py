@@ -9,6 +9,7 @@ import numpy as np
 from cmr_monitor_callbacks.catalogue import METRICS, OWN_METRICS, Kind
 from cmr_monitor_callbacks.layers import LayerId, layer_order, layer_tag, matches
 from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW
+from cmr_monitor_callbacks.ranks import standing_out
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 
@@ -77,6 +78,16 @@ class TagTable:
             self._whole = len(self._present) + int(given[: self.whole_count].sum())
         own = [snapshot.own[name] for _, name in self._present]
         return self._shown, own + values[self._given].tolist(), self._whole
+
+
+def rank_scalars(snapshot: Snapshot) -> tuple[list[str], list[float]]:
+    """Tags and values of ranks that stand out from the others in the window; mostly none."""
+    if snapshot.by_rank is None or snapshot.stage != "train":
+        return [], []
+    found = standing_out(snapshot.by_rank)
+    return [f"cmr_timing/{name}/rank_{rank:03d}" for name, rank, _ in found], [
+        value for _, _, value in found
+    ]
 
 
 def _shown(name: str, by_default: bool, globs: Sequence[str] | None) -> bool:

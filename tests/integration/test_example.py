@@ -71,9 +71,30 @@ def test_without_the_monitor_it_trains_as_well(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", ["default", "minimal", "quiet", "strict"])
 @pytest.mark.parametrize("logger", ["tensorboard", "csv", "none"])
-@pytest.mark.parametrize("trainer", ["cpu", "fast"])
+@pytest.mark.parametrize("trainer", ["cpu", "fast", "ddp_cpu"])
 def test_every_choice_composes(preset: str, logger: str, trainer: str) -> None:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("train", [f"cmr_monitor={preset}", f"logger={logger}", f"trainer={trainer}"])
     assert cfg.model.dim == 128
     assert cfg.cmr_monitor.alerts.escalation_rules.warning.delay == 2.0
+
+
+def captured(folder: Path) -> dict[int, float]:
+    [events] = folder.glob("runs/*/events*")
+    board = EventAccumulator(str(events))
+    board.Reload()
+    return {e.step: e.value for e in board.Scalars("cmr_capture/states_captured/layer_04")}
+
+
+def test_two_ranks_make_one_set_of_curves(tmp_path: Path) -> None:
+    short = ["trainer.max_steps=8", "trainer.log_every_n_steps=4", "+trainer.limit_val_batches=1"]
+    short += ["trainer.enable_progress_bar=false", "trainer.val_check_interval=4"]
+    found = {}
+    for trainer in ("cpu", "ddp_cpu"):
+        (tmp_path / trainer).mkdir()
+        done = run(tmp_path / trainer, f"trainer={trainer}", *short)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Memory by layer, after 8 steps") == 1  # one process speaks
+        found[trainer] = captured(tmp_path / trainer)
+    assert list(found["cpu"]) == [3, 7]
+    assert found["ddp_cpu"] == {step: 2 * value for step, value in found["cpu"].items()}
