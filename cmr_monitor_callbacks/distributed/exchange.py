@@ -14,8 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cmr_monitor_callbacks.distributed.group import ExchangeError, Pending, RankGroup
-from cmr_monitor_callbacks.distributed.merge import by_rank, merge
-from cmr_monitor_callbacks.distributed.payload import Header, decode, encode, layout_hash
+from cmr_monitor_callbacks.distributed.merge import merge
+from cmr_monitor_callbacks.distributed.payload import (
+    Header,
+    decode,
+    encode,
+    layout_hash,
+    payload_length,
+)
 from cmr_monitor_callbacks.layers import LayerId, Layout
 from cmr_monitor_callbacks.packed import Packed
 
@@ -82,6 +88,11 @@ class Exchange:
         self._hash = layout_hash(self.layout.layers)
 
     @property
+    def payload_length(self) -> int:
+        """Float64 numbers that a rank sends for a window."""
+        return payload_length(self.layout.width)
+
+    @property
     def under_way(self) -> bool:
         """Whether a window was launched and not taken yet."""
         return self._pending is not None
@@ -130,7 +141,7 @@ class Exchange:
                     f"rank {rank} is at window {header.window:.0f}, step {header.step:.0f}, where "
                     f"rank {self.group.rank} is at window {mine.window:.0f}, step {mine.step:.0f}"
                 )
-        return Exchanged(ranks.headers, ranks.texts, merge(ranks), by_rank(ranks))
+        return Exchanged(ranks.headers, ranks.texts, *merge(ranks))
 
 
 def moved(window: Packed, layers: Sequence[LayerId], known: Sequence[LayerId]) -> Packed:

@@ -98,7 +98,7 @@ class RankGroup:
 
     def launch(self, vector: Vector) -> Pending:
         """Start to gather the ranks' vectors; each must be of the same length."""
-        matrix = torch.empty(self.size, len(vector), dtype=torch.float64)
+        matrix = torch.empty(self.size, len(vector), dtype=torch.float64)  # its owner keeps it
         mine = torch.from_numpy(vector)
         self.collectives += 1
         work = dist.all_gather(list(matrix.unbind(0)), mine, group=self._group, async_op=True)

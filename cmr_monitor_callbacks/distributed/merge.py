@@ -5,40 +5,46 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import STATISTICS, Store
+from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS, Store
 from cmr_monitor_callbacks.distributed.payload import Ranks
+from cmr_monitor_callbacks.histogram import BUCKETS
 from cmr_monitor_callbacks.packed import ROW, Packed
 
 _GAUGES = [i for i, s in enumerate(STATISTICS) if s.store is Store.GAUGE]
-_ENTRIES, _CAPACITY, _BYTES = (ROW[name] for name in ("total_entries", "capacity", "memory_bytes"))
+_CAPACITY = _GAUGES.index(ROW["capacity"])
 
 
-def merge(ranks: Ranks) -> Packed:
-    """All ranks' statistics: counts, sums and gauges add, histograms merge."""
-    values = ranks.values.sum(axis=0)
-    values[_GAUGES] = _sum_of_given(ranks.values[:, _GAUGES], axis=0)
-    return Packed(
-        values,
-        ranks.samples.sum(axis=0),
-        ranks.histograms.sum(axis=0),
-        np.stack((ranks.extremes[..., 0].min(axis=0), ranks.extremes[..., 1].max(axis=0)), axis=1),
-    )
+def merge(ranks: Ranks) -> tuple[Packed, Packed]:
+    """All ranks' statistics, and the same by rank.
+
+    Returns:
+        of all together: counts, sums and gauges add, histograms merge; and with all that rank ``r``
+        has in column ``1 + r``, column 0 empty, without durations.
+    """
+    rows = len(STATISTICS)
+    cells = ranks.cells
+    total, by_rank = cells.sum(axis=0), cells.sum(axis=2)
+    given = cells[:, _GAUGES]
+    total[_GAUGES] = _sum_of_given(given, axis=0)
+    histograms = ranks.counts.sum(axis=0, dtype=np.int64).reshape(len(TIMERS), BUCKETS)
+    extremes = np.empty(ranks.extremes.shape[1:])
+    extremes[:, 0] = ranks.extremes[..., 0].min(axis=0)
+    extremes[:, 1] = ranks.extremes[..., 1].max(axis=0)
+    whole = Packed(total[:rows], total[rows:], histograms, extremes)
+
+    apart = Packed.empty(1 + len(cells))
+    by_rank[:, _GAUGES] = _whole_of_ranks(given)
+    apart.values[:, 1:], apart.samples[:, 1:] = by_rank[:, :rows].T, by_rank[:, rows:].T
+    return whole, apart
 
 
-def by_rank(ranks: Ranks) -> Packed:
-    """Statistics whose column ``1 + r`` is all that rank ``r`` has; column 0 is empty."""
-    size = len(ranks.values)
-    packed = Packed.empty(1 + size)
-    packed.values[:, 1:] = ranks.values.sum(axis=2).T
-    packed.samples[:, 1:] = ranks.samples.sum(axis=2).T
-    layers = _sum_of_given(ranks.values[:, _GAUGES, 1:], axis=2)
-    whole = ranks.values[:, _GAUGES, 0]
-    gauges = np.where(np.isnan(layers), whole, layers)
+def _whole_of_ranks(given: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each rank's gauges of its whole, shape ``(ranks, gauges)``."""
+    layers, own = _sum_of_given(given[..., 1:], axis=2), given[..., 0]
+    gauges = np.where(np.isnan(layers), own, layers)
     # a limit of the whole bounds what the layers' limits add up to
-    capacity = _GAUGES.index(_CAPACITY)
-    gauges[:, capacity] = np.fmin(layers[:, capacity], whole[:, capacity])
-    packed.values[_GAUGES, 1:] = gauges.T
-    return packed
+    gauges[:, _CAPACITY] = np.fmin(layers[:, _CAPACITY], own[:, _CAPACITY])
+    return gauges
 
 
 def _sum_of_given(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -97,22 +96,20 @@ def encode(header: Header, text: str, packed: Packed) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """What all ranks said.
+    """What all ranks said; arrays are views of the gathered matrix.
 
     Attributes:
         headers: by rank.
         texts: by rank.
-        values: shape ``(ranks, statistics, width)``, float64.
-        samples: the same shape, float64.
-        histograms: shape ``(ranks, timers, BUCKETS)``, int64.
+        cells: shape ``(ranks, 2 * statistics, width)``, float64: values, then samples.
+        counts: shape ``(ranks, timers * BUCKETS)``, uint32.
         extremes: shape ``(ranks, timers, 2)``, float64.
     """
 
     headers: list[Header]
     texts: list[str]
-    values: NDArray[np.float64]
-    samples: NDArray[np.float64]
-    histograms: NDArray[np.int64]
+    cells: NDArray[np.float64]
+    counts: NDArray[np.uint32]
     extremes: NDArray[np.float64]
 
 
@@ -120,19 +117,18 @@ def decode(matrix: NDArray[np.float64], width: int) -> Ranks:
     """The inverse of `encode`, for every rank's row."""
     size = len(matrix)
     headers = [Header(*row) for row in matrix[:, :_HEADER].tolist()]
-    texts = [
-        row.tobytes().rstrip(b"\0").decode(errors="replace") for row in matrix[:, _HEADER:_START]
-    ]
-    cells = _ROWS * width
-    at = np.cumsum([_START, cells, cells, -(-_COUNTS // 2), 2 * len(TIMERS)])
-    values, samples, counts, extremes = (
-        np.ascontiguousarray(matrix[:, start:end]) for start, end in pairwise(at)
-    )
+    spoke = any(header.stop or header.checkpoint for header in headers)
+    texts = [_text(row) if spoke else "" for row in matrix[:, _HEADER:_START]]
+    counts = _START + 2 * _ROWS * width
+    extremes = counts + -(-_COUNTS // 2)
     return Ranks(
         headers,
         texts,
-        values.reshape(size, _ROWS, width),
-        samples.reshape(size, _ROWS, width),
-        counts.view(np.uint32)[:, :_COUNTS].astype(np.int64).reshape(size, len(TIMERS), BUCKETS),
-        extremes.reshape(size, len(TIMERS), 2),
+        matrix[:, _START:counts].reshape(size, 2 * _ROWS, width),
+        np.ascontiguousarray(matrix[:, counts:extremes]).view(np.uint32)[:, :_COUNTS],
+        matrix[:, extremes:].reshape(size, len(TIMERS), 2),
     )
+
+
+def _text(row: NDArray[np.float64]) -> str:
+    return row.tobytes().rstrip(b"\0").decode(errors="replace")
