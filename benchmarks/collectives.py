@@ -31,7 +31,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torchmetrics
 
-from cmr_monitor_callbacks.distributed import Exchange, Header, RankGroup
+from cmr_monitor_callbacks.distributed import Exchange, Header, RankGroup, flat
 from cmr_monitor_callbacks.packed import Packed
 
 LAYERS = 12
@@ -89,7 +89,7 @@ def measure(rank: int, size: int, folder: str, repeats: int) -> None:
     group = RankGroup.create(60.0)
     assert group is not None
     layers = list(range(LAYERS))
-    exchange = Exchange(group, layers)
+    exchange = Exchange(group, flat(group), layers)
     window = Packed.empty(1 + LAYERS)
     window.values[:] = np.random.default_rng(rank).random(window.values.shape)
     window.samples[:] = 1

@@ -111,7 +111,9 @@ class CMRPerformanceMonitor:
         self._live = self.config.enable_real_time
         self._held = 0
         self._shown: tuple[list[str], list[float], int]
-        self._ranks = RankSession()
+        self._ranks = RankSession(
+            self.config.reduction, self.config.flat_up_to_ranks, self.config.reduction_timeout
+        )
         self._sent: Packed | None
         self._undecided: Exchanged | None
         self._votes: dict[str, str]
@@ -432,9 +434,8 @@ class CMRPerformanceMonitor:
 
     def join_ranks(self) -> None:
         """Find the other ranks of this job; all of them call it at once, before training."""
-        if self.config.reduction != "none":
-            with self._with_ranks():
-                self._ranks.join(self.config.reduction_timeout)
+        with self._with_ranks():
+            self._ranks.join()
 
     def agree_on_layers(self) -> None:
         """Agree on the layers of all ranks; all of them call it at once, when probes are found."""

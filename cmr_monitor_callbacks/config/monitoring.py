@@ -48,9 +48,12 @@ class MonitoringConfig(Settings):
     """Seconds in a window, instead of steps; null: windows by steps."""
     health_check_interval: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Rules run at the first window end at least this many seconds after their last run."""
-    reduction: Literal["auto", "flat", "none"] = "auto"
-    """How the ranks' numbers come together: one gather per window of all ranks (``flat``, and what
-    ``auto`` chooses), or ``none``: each process keeps its own."""
+    reduction: Literal["auto", "flat", "hierarchical", "none"] = "auto"
+    """How the ranks' numbers come together: one gather of all ranks per window (``flat``), on each
+    node first and then among the nodes (``hierarchical``), whichever suits the number of ranks
+    (``auto``), or not at all (``none``): each process keeps its own."""
+    flat_up_to_ranks: int = Field(default=64, ge=1)
+    """Most ranks that ``auto`` lets gather all at once."""
     reduction_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     """Longest wait for the other ranks, in seconds; then each goes on with its own numbers."""
     max_history_size: int = Field(default=1000, ge=1)

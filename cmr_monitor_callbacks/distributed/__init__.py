@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from cmr_monitor_callbacks.distributed.exchange import Exchange, Exchanged, moved, steps_between
+from cmr_monitor_callbacks.distributed.exchange import Exchange, moved, steps_between
 from cmr_monitor_callbacks.distributed.group import ExchangeError, RankGroup
+from cmr_monitor_callbacks.distributed.merge import Exchanged
 from cmr_monitor_callbacks.distributed.payload import Header
+from cmr_monitor_callbacks.distributed.routes import flat, tree
 from cmr_monitor_callbacks.distributed.session import LAG, RankSession
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "Header",
     "RankGroup",
     "RankSession",
+    "flat",
     "moved",
     "steps_between",
+    "tree",
 ]

@@ -1,7 +1,7 @@
-"""The protocol between ranks: one gather per window, of what all agreed on.
+"""The protocol between ranks: one exchange per window, of what all agreed on.
 
-What is never left to one rank's clock or luck: when a gather is launched and when its numbers are
-used. Both follow from step numbers that all ranks share, so that every rank acts on the same
+What is never left to one rank's clock or luck: when a window is sent and when everybody's numbers
+are used. Both follow from step numbers that all ranks share, so that every rank acts on the same
 numbers at the same step.
 """
 
@@ -9,50 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from cmr_monitor_callbacks.distributed.group import ExchangeError, Pending, RankGroup
-from cmr_monitor_callbacks.distributed.merge import merge
-from cmr_monitor_callbacks.distributed.payload import (
-    Header,
-    decode,
-    encode,
-    layout_hash,
-    payload_length,
-)
+from cmr_monitor_callbacks.distributed.merge import Exchanged
+from cmr_monitor_callbacks.distributed.payload import Header, encode, layout_hash, payload_length
+from cmr_monitor_callbacks.distributed.routes import Route
 from cmr_monitor_callbacks.layers import LayerId, Layout
 from cmr_monitor_callbacks.packed import Packed
-
-
-@dataclass(frozen=True)
-class Exchanged:
-    """A window of all ranks.
-
-    Attributes:
-        headers: what each rank said, by rank.
-        texts: the reasons of their votes, by rank.
-        statistics: of all ranks together, columns as agreed on.
-        by_rank: column ``1 + r`` is rank ``r``'s.
-    """
-
-    headers: Sequence[Header]
-    texts: Sequence[str]
-    statistics: Packed
-    by_rank: Packed
-
-    @property
-    def first(self) -> Header:
-        """Rank 0's header, whose clock and proposals count."""
-        return self.headers[0]
-
-    def vote(self, kind: str) -> str | None:
-        """Why some rank asks for ``stop`` or ``checkpoint``; None: none does."""
-        for header, text in zip(self.headers, self.texts, strict=True):
-            if getattr(header, kind):
-                return text
-        return None
 
 
 class Exchange:
@@ -60,18 +26,20 @@ class Exchange:
 
     Args:
         group: the ranks.
+        route: how their numbers reach each other.
         layers: those that this rank holds now; all ranks make their `Exchange` at once.
 
     Raises:
         ExchangeError: the ranks did not come to an agreement.
     """
 
-    def __init__(self, group: RankGroup, layers: Iterable[LayerId]) -> None:
+    def __init__(self, group: RankGroup, route: Route, layers: Iterable[LayerId]) -> None:
         self.group = group
+        self._route = route
         self.windows = 0
         self.layout = Layout()
         """The layers of all ranks: the columns of what is exchanged."""
-        self._pending: tuple[Pending, Header] | None = None
+        self._pending: Pending[Exchanged] | None = None
         self._withheld: Packed | None = None
         self.agree(layers)
 
@@ -81,8 +49,8 @@ class Exchange:
         Raises:
             ExchangeError: a rank did not take part in time, or two layers would look alike.
         """
-        mine = json.dumps([layer for layer in layers if layer not in self.layout.layers])
-        for text in self.group.gather_bytes(mine.encode()):
+        mine = json.dumps([layer for layer in layers if layer not in self.layout.layers]).encode()
+        for text in self.group.submit(lambda: self.group.gather_bytes(mine)).take():
             for layer in json.loads(text):
                 self.layout.column(layer)
         self._hash = layout_hash(self.layout.layers)
@@ -105,7 +73,8 @@ class Exchange:
         Args:
             header: what else to say; its layout, window and new layers are filled in here.
             reason: of a vote.
-            window: this rank's statistics, one column for the whole and one for each of ``layers``.
+            window: this rank's statistics, one column for the whole and one for each of ``layers``;
+                not to be changed any more.
             layers: this rank's, in its own order.
 
         Raises:
@@ -119,10 +88,16 @@ class Exchange:
         new = [1 + i for i, layer in enumerate(layers) if layer not in known]
         self._withheld = _only(window, new) if new else None
         header = replace(
-            header, layout=self._hash, window=float(self.windows), new_layers=float(len(new))
+            header,
+            rank=float(self.group.rank),
+            layout=self._hash,
+            window=float(self.windows),
+            new_layers=float(len(new)),
         )
         agreed = moved(window, layers, known)
-        self._pending = self.group.launch(encode(header, reason, agreed)), header
+        self._pending = self.group.submit(
+            lambda: self._route(encode(header, reason, agreed), agreed.width)
+        )
         self.windows += 1
 
     def take(self) -> Exchanged:
@@ -132,16 +107,8 @@ class Exchange:
             ExchangeError: a rank did not take part in time, is gone, or is at another window.
         """
         assert self._pending is not None
-        pending, mine = self._pending
-        self._pending = None
-        ranks = decode(pending.take(), self.layout.width)
-        for rank, header in enumerate(ranks.headers):
-            if (header.layout, header.step, header.window) != (mine.layout, mine.step, mine.window):
-                raise ExchangeError(
-                    f"rank {rank} is at window {header.window:.0f}, step {header.step:.0f}, where "
-                    f"rank {self.group.rank} is at window {mine.window:.0f}, step {mine.step:.0f}"
-                )
-        return Exchanged(ranks.headers, ranks.texts, *merge(ranks))
+        pending, self._pending = self._pending, None
+        return pending.take()
 
 
 def moved(window: Packed, layers: Sequence[LayerId], known: Sequence[LayerId]) -> Packed:

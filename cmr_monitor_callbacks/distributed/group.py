@@ -1,16 +1,20 @@
-"""The monitor's own process group: the only place that calls a collective.
+"""The monitor's own process groups, and the thread that uses them: all collectives are here.
 
-One asynchronous all-gather of equally long float64 vectors is all there is. It is launched at a
-step that all ranks agree on, at most one is under way, and it is waited for with a limit. A group
-of its own keeps the monitor's traffic out of training's, and off the GPU.
+A group of its own keeps the monitor's traffic out of training's, and off the GPU. A thread of its
+own keeps it off the training thread, which hands over a window's numbers and picks up everybody's
+some steps later. The thread does one thing after the other, so that no two operations of a group
+are ever under way at once; each has a limit of time.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,62 +24,108 @@ from numpy.typing import NDArray
 from cmr_monitor_callbacks.errors import CMRMonitorError
 
 Vector = NDArray[np.float64]
+T = TypeVar("T")
 _PREFIX = "cmr_monitor"
+_GRACE = 5.0
+"""Seconds that a result may come later than the operation's own limit."""
 
 
 class ExchangeError(CMRMonitorError):
     """The ranks' numbers could not be put together."""
 
 
-class Pending:
-    """An all-gather under way.
+class Pending(Generic[T]):
+    """Work of the group's thread, under way."""
 
-    Args:
-        work: its handle.
-        matrix: shape ``(ranks, length)``, float64; filled when the work is done.
-        timeout: longest wait in seconds.
-    """
-
-    def __init__(self, work: Any, matrix: torch.Tensor, timeout: float) -> None:
-        self._work = work
-        self._matrix = matrix
+    def __init__(self, future: Future[T], timeout: float) -> None:
+        self._future = future
         self._timeout = timeout
 
     @property
     def done(self) -> bool:
         """Whether it has ended, well or not; never waits."""
-        return bool(self._work.is_completed())
+        return self._future.done()
 
-    def take(self) -> NDArray[np.float64]:
-        """Every rank's vector, shape ``(ranks, length)``; waits for them, but not forever.
+    def take(self) -> T:
+        """Its result; waits for it, but not forever.
 
         Raises:
             ExchangeError: a rank did not take part in time, or is gone.
         """
         try:
-            self._work.wait(timedelta(seconds=self._timeout))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ExchangeError(f"the ranks' numbers did not arrive: {reason}") from error
-        out: NDArray[np.float64] = self._matrix.numpy()
-        return out
+            return self._future.result(self._timeout + _GRACE)
+        except concurrent.futures.TimeoutError as error:
+            raise ExchangeError(f"no answer within {self._timeout:g} s") from error
 
 
-class RankGroup:
-    """All ranks of a job, over gloo.
+class Group:
+    """Some ranks of a job, over gloo; its methods wait, with a limit.
 
     Args:
-        group: the process group.
+        group: the process group; this rank is in it.
         timeout: longest wait for the others, in seconds.
     """
 
     def __init__(self, group: Any, timeout: float) -> None:
-        self._group = group
-        self._timeout = timeout
+        self.group = group
+        self._timeout = timedelta(seconds=timeout)
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
         self.collectives = 0
-        """All-gathers launched so far."""
+        """Collectives launched so far."""
+
+    def gather(self, vector: Vector) -> NDArray[np.float64]:
+        """Every rank's vector, all of the same length; shape ``(ranks, length)``.
+
+        Raises:
+            ExchangeError: a rank did not take part in time, or is gone.
+        """
+        matrix = torch.empty(self.size, len(vector), dtype=torch.float64)
+        mine = torch.from_numpy(vector)
+        self._run(
+            lambda: dist.all_gather(list(matrix.unbind(0)), mine, group=self.group, async_op=True)
+        )
+        out: NDArray[np.float64] = matrix.numpy()
+        return out
+
+    def broadcast(self, vector: Vector) -> None:
+        """Have the first rank's vector on every rank, in place.
+
+        Raises:
+            ExchangeError: a rank did not take part in time, or is gone.
+        """
+        first = dist.get_global_rank(self.group, 0)
+        tensor = torch.from_numpy(vector)
+        self._run(lambda: dist.broadcast(tensor, first, group=self.group, async_op=True))
+
+    def gather_bytes(self, mine: bytes) -> list[bytes]:
+        """Every rank's bytes, whatever their length, in two gathers.
+
+        Raises:
+            ExchangeError: a rank did not take part in time, or is gone.
+        """
+        lengths = self.gather(np.array([float(len(mine))]))[:, 0].astype(int)
+        padded = mine.ljust(max(8, -(-int(lengths.max()) // 8) * 8), b"\0")
+        rows = self.gather(np.frombuffer(padded, np.float64).copy())
+        return [row.tobytes()[:n] for row, n in zip(rows, lengths.tolist(), strict=True)]
+
+    def _run(self, launch: Callable[[], Any]) -> None:
+        self.collectives += 1
+        try:
+            launch().wait(self._timeout)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ExchangeError(f"the ranks' numbers did not arrive: {reason}") from error
+
+
+class RankGroup(Group):
+    """All ranks of a job, and the thread that talks to them."""
+
+    def __init__(self, group: Any, timeout: float) -> None:
+        super().__init__(group, timeout)
+        self._seconds = timeout
+        self._groups: list[Group] = [self]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cmr-monitor-ranks")
 
     @classmethod
     def create(cls, timeout: float) -> RankGroup | None:
@@ -93,42 +143,51 @@ class RankGroup:
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return None
         _agree_to_meet(timeout)
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-        return cls(group, timeout)
+        return cls(dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)), timeout)
 
-    def launch(self, vector: Vector) -> Pending:
-        """Start to gather the ranks' vectors; each must be of the same length."""
-        matrix = torch.empty(self.size, len(vector), dtype=torch.float64)  # its owner keeps it
-        mine = torch.from_numpy(vector)
-        self.collectives += 1
-        work = dist.all_gather(list(matrix.unbind(0)), mine, group=self._group, async_op=True)
-        return Pending(work, matrix, self._timeout)
+    def part(self, ranks: Sequence[int]) -> Group:
+        """A group of some of the ranks; those alone make it, at the same time."""
+        group = dist.new_group(
+            list(ranks),
+            backend="gloo",
+            timeout=timedelta(seconds=self._seconds),
+            use_local_synchronization=True,
+        )
+        self._groups.append(Group(group, self._seconds))
+        return self._groups[-1]
 
-    def gather_bytes(self, mine: bytes) -> list[bytes]:
-        """Every rank's bytes, whatever their length, in two gathers; waits for them.
+    def submit(self, work: Callable[[], T]) -> Pending[T]:
+        """Have the group's thread do something, after what it was given before."""
+        return Pending(self._thread.submit(work), self._seconds)
 
-        Raises:
-            ExchangeError: a rank did not take part in time, or is gone.
-        """
-        lengths = self.launch(np.array([float(len(mine))])).take()[:, 0].astype(int)
-        padded = mine.ljust(-(-int(lengths.max()) // 8) * 8, b"\0")
-        rows = self.launch(np.frombuffer(padded, np.float64).copy()).take()
-        return [row.tobytes()[:n] for row, n in zip(rows, lengths.tolist(), strict=True)]
+    @property
+    def collectives_of_rank(self) -> int:
+        """Collectives that this rank took part in, in all groups."""
+        return sum(group.collectives for group in self._groups)
 
     def close(self) -> None:
-        """Let the group go; no rank waits for another."""
-        dist.destroy_process_group(self._group)
+        """Let the groups go; no rank waits for another, but for what is under way."""
+        ended = self._thread.submit(self._destroy)
+        self._thread.shutdown(wait=False)
+        concurrent.futures.wait([ended], self._seconds)
+
+    def _destroy(self) -> None:
+        for group in self._groups:
+            dist.destroy_process_group(group.group)
 
 
 _meetings = 0
+_lock = threading.Lock()
 
 
 def _agree_to_meet(timeout: float) -> None:
     """Return on all ranks, or raise on all."""
     global _meetings  # every process makes its groups in the same order
-    _meetings += 1
+    with _lock:
+        _meetings += 1
+        meeting = _meetings
     store = dist.distributed_c10d.PrefixStore(
-        f"{_PREFIX}/{_meetings}", dist.distributed_c10d._get_default_store()
+        f"{_PREFIX}/{meeting}", dist.distributed_c10d._get_default_store()
     )
     rank, size = dist.get_rank(), dist.get_world_size()
     store.set(f"here/{rank}", "1")

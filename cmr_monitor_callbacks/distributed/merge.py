@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS, Store
-from cmr_monitor_callbacks.distributed.payload import Ranks
+from cmr_monitor_callbacks.distributed.group import ExchangeError
+from cmr_monitor_callbacks.distributed.payload import Header, Ranks
 from cmr_monitor_callbacks.histogram import BUCKETS
 from cmr_monitor_callbacks.packed import ROW, Packed
 
@@ -14,18 +18,56 @@ _GAUGES = [i for i, s in enumerate(STATISTICS) if s.store is Store.GAUGE]
 _CAPACITY = _GAUGES.index(ROW["capacity"])
 
 
-def merge(ranks: Ranks) -> tuple[Packed, Packed]:
-    """All ranks' statistics, and the same by rank.
+@dataclass(frozen=True)
+class Exchanged:
+    """A window of all ranks.
 
-    Returns:
-        of all together: counts, sums and gauges add, histograms merge; and with all that rank ``r``
-        has in column ``1 + r``, column 0 empty, without durations.
+    Attributes:
+        headers: what each rank said, by rank.
+        texts: the reasons of their votes, by rank.
+        statistics: of all ranks together, columns as agreed on.
+        by_rank: column ``1 + r`` is rank ``r``'s, column 0 is empty, durations are left out.
     """
+
+    headers: Sequence[Header]
+    texts: Sequence[str]
+    statistics: Packed
+    by_rank: Packed
+
+    @property
+    def first(self) -> Header:
+        """Rank 0's header, whose clock and proposals count."""
+        return self.headers[0]
+
+    def vote(self, kind: str) -> str | None:
+        """Why some rank asks for ``stop`` or ``checkpoint``; None: none does."""
+        for header, text in zip(self.headers, self.texts, strict=True):
+            if getattr(header, kind):
+                return text
+        return None
+
+
+def check(headers: Sequence[Header], mine: Header) -> None:
+    """All ranks must speak of the same window.
+
+    Raises:
+        ExchangeError: one is at another, or counts other things.
+    """
+    for header in headers:
+        if (header.layout, header.step, header.window) != (mine.layout, mine.step, mine.window):
+            raise ExchangeError(
+                f"rank {header.rank:.0f} is at window {header.window:.0f}, step {header.step:.0f}, "
+                f"where rank {mine.rank:.0f} is at window {mine.window:.0f}, step {mine.step:.0f}"
+            )
+
+
+def merge(ranks: Ranks) -> Exchanged:
+    """All ranks' statistics: counts, sums and gauges add, histograms merge."""
     rows = len(STATISTICS)
     cells = ranks.cells
     total, by_rank = cells.sum(axis=0), cells.sum(axis=2)
     given = cells[:, _GAUGES]
-    total[_GAUGES] = _sum_of_given(given, axis=0)
+    total[_GAUGES] = sum_of_given(given, axis=0)
     histograms = ranks.counts.sum(axis=0, dtype=np.int64).reshape(len(TIMERS), BUCKETS)
     extremes = np.empty(ranks.extremes.shape[1:])
     extremes[:, 0] = ranks.extremes[..., 0].min(axis=0)
@@ -35,19 +77,35 @@ def merge(ranks: Ranks) -> tuple[Packed, Packed]:
     apart = Packed.empty(1 + len(cells))
     by_rank[:, _GAUGES] = _whole_of_ranks(given)
     apart.values[:, 1:], apart.samples[:, 1:] = by_rank[:, :rows].T, by_rank[:, rows:].T
-    return whole, apart
+    return Exchanged(ranks.headers, ranks.texts, whole, apart)
+
+
+def join(parts: Sequence[Exchanged]) -> Exchanged:
+    """Parts of a job to one, in the order of their ranks."""
+    statistics = parts[0].statistics
+    for part in parts[1:]:
+        known = np.stack((statistics.values[_GAUGES], part.statistics.values[_GAUGES]))
+        statistics.add(part.statistics)
+        statistics.values[_GAUGES] = sum_of_given(known, axis=0)
+    width = sum(part.by_rank.width - 1 for part in parts)
+    apart = Packed.empty(1 + width)
+    for name in ("values", "samples"):
+        columns = [getattr(part.by_rank, name)[:, 1:] for part in parts]
+        getattr(apart, name)[:, 1:] = np.concatenate(columns, axis=1)
+    headers = [header for part in parts for header in part.headers]
+    return Exchanged(headers, [text for part in parts for text in part.texts], statistics, apart)
 
 
 def _whole_of_ranks(given: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each rank's gauges of its whole, shape ``(ranks, gauges)``."""
-    layers, own = _sum_of_given(given[..., 1:], axis=2), given[..., 0]
+    layers, own = sum_of_given(given[..., 1:], axis=2), given[..., 0]
     gauges = np.where(np.isnan(layers), own, layers)
     # a limit of the whole bounds what the layers' limits add up to
     gauges[:, _CAPACITY] = np.fmin(layers[:, _CAPACITY], own[:, _CAPACITY])
     return gauges
 
 
-def _sum_of_given(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+def sum_of_given(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     """Sum without NaN; NaN where there is nothing else."""
     absent = np.isnan(values)
     total: NDArray[np.float64] = np.where(absent, 0.0, values).sum(axis=axis)

@@ -24,7 +24,7 @@ from cmr_monitor_callbacks.packed import Packed
 
 _ROWS: Final = len(STATISTICS)
 _COUNTS: Final = len(TIMERS) * BUCKETS
-_TEXT: Final = 128
+TEXT: Final = 128
 """Bytes of the text in a header."""
 
 
@@ -33,6 +33,7 @@ class Header:
     """What is said beside the statistics; every field a number.
 
     Attributes:
+        rank: whose it is.
         layout: hash of the agreed layers and of this version's statistics.
         step: last step of the window.
         window: how many windows were exchanged before.
@@ -47,6 +48,7 @@ class Header:
         processing_time: seconds that the last window's end took.
     """
 
+    rank: float = 0.0
     layout: float = 0.0
     step: float = 0.0
     window: float = 0.0
@@ -61,8 +63,8 @@ class Header:
     processing_time: float = 0.0
 
 
-_HEADER: Final = len(fields(Header))
-_START: Final = _HEADER + _TEXT // 8
+HEADER: Final = len(fields(Header))
+_START: Final = HEADER + TEXT // 8
 
 
 def layout_hash(layers: Sequence[LayerId]) -> float:
@@ -81,7 +83,7 @@ def encode(header: Header, text: str, packed: Packed) -> NDArray[np.float64]:
     """One rank's vector, shape ``(payload_length(packed.width),)``."""
     counts = np.zeros(-(-_COUNTS // 2) * 2, dtype=np.uint32)
     counts[:_COUNTS] = packed.histograms.ravel()
-    raw = text.encode()[:_TEXT].ljust(_TEXT, b"\0")
+    raw = text.encode()[:TEXT].ljust(TEXT, b"\0")
     return np.concatenate(
         (
             astuple(header),
@@ -116,9 +118,9 @@ class Ranks:
 def decode(matrix: NDArray[np.float64], width: int) -> Ranks:
     """The inverse of `encode`, for every rank's row."""
     size = len(matrix)
-    headers = [Header(*row) for row in matrix[:, :_HEADER].tolist()]
+    headers = [Header(*row) for row in matrix[:, :HEADER].tolist()]
     spoke = any(header.stop or header.checkpoint for header in headers)
-    texts = [_text(row) if spoke else "" for row in matrix[:, _HEADER:_START]]
+    texts = [_text(row) if spoke else "" for row in matrix[:, HEADER:_START]]
     counts = _START + 2 * _ROWS * width
     extremes = counts + -(-_COUNTS // 2)
     return Ranks(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Sequence
 
-from cmr_monitor_callbacks.distributed.exchange import Exchange, Exchanged
+from cmr_monitor_callbacks.distributed.exchange import Exchange
 from cmr_monitor_callbacks.distributed.group import RankGroup
+from cmr_monitor_callbacks.distributed.merge import Exchanged
 from cmr_monitor_callbacks.distributed.payload import Header
+from cmr_monitor_callbacks.distributed.routes import flat, tree
 from cmr_monitor_callbacks.layers import LayerId, Layout
 from cmr_monitor_callbacks.packed import Packed
 
@@ -15,9 +18,20 @@ LAG = 5
 
 
 class RankSession:
-    """Alone until it has joined; on its own again once the others are lost."""
+    """Alone until it has joined; on its own again once the others are lost.
 
-    def __init__(self) -> None:
+    Args:
+        reduction: ``auto``, ``flat``, ``hierarchical`` or ``none``.
+        flat_up_to: most ranks that ``auto`` lets gather all at once.
+        timeout: longest wait for the others, in seconds.
+        node: name of this process's node; its host name by default.
+    """
+
+    def __init__(self, reduction: str, flat_up_to: int, timeout: float, node: str = "") -> None:
+        self._reduction = reduction
+        self._flat_up_to = flat_up_to
+        self._timeout = timeout
+        self._node = node or socket.gethostname()
         self._group: RankGroup | None = None
         self._exchange: Exchange | None = None
         self.lost = False
@@ -40,14 +54,14 @@ class RankSession:
         """The exchange with the others; None: numbers are this process's own."""
         return self._exchange
 
-    def join(self, timeout: float) -> None:
+    def join(self) -> None:
         """Find the other ranks, on all of them at once.
 
         Raises:
             ExchangeError: some rank has no monitor, or did not come in time.
         """
-        if self._group is None and not self.lost:
-            self._group = RankGroup.create(timeout)
+        if self._group is None and not self.lost and self._reduction != "none":
+            self._group = RankGroup.create(self._timeout)
 
     def begin(self, layers: Iterable[LayerId]) -> Layout | None:
         """Agree on the layers of all ranks, on all of them at once; None: nothing to agree on.
@@ -57,7 +71,12 @@ class RankSession:
         """
         if self._group is None or self._exchange is not None or self.lost:
             return None
-        self._exchange = Exchange(self._group, layers)
+        group = self._group
+        by_tree = self._reduction == "hierarchical" or (
+            self._reduction == "auto" and group.size > self._flat_up_to
+        )
+        route = tree(group, self._node) if by_tree else flat(group)
+        self._exchange = Exchange(group, route, layers)
         return self._exchange.layout
 
     def send(

@@ -1,0 +1,118 @@
+"""The tree of nodes gives what the flat gather gives, in fewer bytes and with few collectives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cmr_monitor_callbacks.catalogue import STATISTICS, Store
+from cmr_monitor_callbacks.distributed import (
+    Exchange,
+    Exchanged,
+    ExchangeError,
+    Header,
+    RankGroup,
+    flat,
+    tree,
+)
+from cmr_monitor_callbacks.packed import Packed
+
+pytestmark = pytest.mark.distributed
+LAYERS = [1, 2, "x"]
+GAUGES = [i for i, s in enumerate(STATISTICS) if s.store is Store.GAUGE]
+# two nodes of four; ranks that do not follow their nodes; nodes of one, two and five ranks
+NODES = ("aaaabbbb", "abababab", "abbccccc")
+
+
+def window(rank: int) -> Packed:
+    random = np.random.default_rng(rank)
+    packed = Packed.empty(1 + len(LAYERS))
+    packed.values[:] = random.integers(0, 1000, packed.values.shape)
+    packed.samples[:] = random.integers(0, 3, packed.samples.shape)
+    packed.histograms[:] = random.integers(0, 5, packed.histograms.shape)
+    packed.extremes[:] = np.sort(random.random(packed.extremes.shape), axis=1)
+    if rank % 3 == 0:
+        packed.values[GAUGES] = np.nan  # it has no buffer
+    return packed
+
+
+def send(exchange: Exchange, rank: int, step: float, reason: str = "") -> Exchanged:
+    header = Header(step=step, time=float(rank), stop=float(bool(reason)))
+    exchange.launch(header, reason, window(rank), LAYERS)
+    return exchange.take()
+
+
+def alike(a: Exchanged, b: Exchanged) -> bool:
+    pairs = [(a.statistics, b.statistics), (a.by_rank, b.by_rank)]
+    arrays = [
+        (getattr(x, name), getattr(y, name))
+        for x, y in pairs
+        for name in ("values", "samples", "histograms", "extremes")
+    ]
+    return a.headers[1:] == b.headers[1:] and all(
+        np.array_equal(x, y, equal_nan=True) for x, y in arrays
+    )
+
+
+def _rank(rank: int, size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    path = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=path, rank=rank, world_size=size)
+    found: dict[str, Any] = {}
+    for nodes in NODES:
+        group = RankGroup.create(30.0)
+        assert group is not None
+        one = send(Exchange(group, flat(group), LAYERS), rank, 5.0, "why" if rank == 5 else "")
+        by_tree = Exchange(group, tree(group, nodes[rank]), LAYERS)
+        before = group.collectives_of_rank
+        other = send(by_tree, rank, 5.0, "why" if rank == 5 else "")
+        found[nodes] = {
+            "collectives": group.collectives_of_rank - before,
+            "alike": alike(one, other),
+            "votes": [one.vote("stop"), other.vote("stop"), other.vote("checkpoint")],
+        }
+        try:
+            send(by_tree, rank, 6.0 + (rank == 6))
+            found[nodes]["error"] = ""
+        except ExchangeError as error:
+            found[nodes]["error"] = str(error)
+        group.close()
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_rank, (8, str(folder)), 8)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(8)]
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_the_tree_gives_what_the_flat_gather_gives(
+    answers: list[dict[str, Any]], nodes: str
+) -> None:
+    assert all(answer[nodes]["alike"] for answer in answers)
+    assert all(answer[nodes]["votes"] == ["why", "why", None] for answer in answers)
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_a_rank_takes_part_in_three_collectives_at_most(
+    answers: list[dict[str, Any]], nodes: str
+) -> None:
+    leaders = [rank for rank in range(8) if nodes.index(nodes[rank]) == rank]
+    collectives = [answer[nodes]["collectives"] for answer in answers]
+    assert collectives == [3 if rank in leaders else 2 for rank in range(8)]
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_a_rank_at_another_step_is_known_to_all(answers: list[dict[str, Any]], nodes: str) -> None:
+    assert all(answer[nodes]["error"] for answer in answers)
