@@ -103,7 +103,7 @@ class CMRPerformanceMonitor:
         self._kinds = frozenset(name for name in COMPONENTS if self.config.watches_component(name))
         self._times_steps = "timing" in self._kinds
         self._ledger = Ledger(keep, self._note_invalid)
-        self._steps = self._ledger.recorder.lists["timing"]
+        self._steps = self._ledger.recorder.steps
         self._attachment = Attachment(
             self._ledger, self._kinds, self.config.watches_layer, self._note_error
         )
@@ -186,7 +186,7 @@ class CMRPerformanceMonitor:
             self._ledger.fold()
         if self._times_steps:
             wall = step if wait is None else step + wait
-            times = (0, step, wait, forward, backward, optimizer, monitor, passes)
+            times = (step, wait, forward, backward, optimizer, monitor, passes)
             self._steps.extend((*times, samples, tokens, wall))
 
     def record_capture(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from cmr_monitor_callbacks.sinks import WindowReport
@@ -44,7 +45,7 @@ class CallbackMetricsSink:
 
     def _put(self, tags: Sequence[str], values: Sequence[float]) -> None:
         # new tensors each time, for others keep references; one allocation for all of them
-        tensors = torch.tensor(values, dtype=torch.float64).unbind()
+        tensors = torch.from_numpy(np.array(values, dtype=np.float64)).unbind()
         self._metrics().update(zip(tags, tensors, strict=True))
 
     def flush(self) -> None:

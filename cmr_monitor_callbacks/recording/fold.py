@@ -27,35 +27,26 @@ Items = Mapping[str, Sequence[Any]]
 
 FIELDS: Final[dict[str, tuple[str, ...]]] = {
     # what tends to have fields without data comes first: packing gives up early then
-    **{kind: RECORDS[kind] for kind in ("retrieval", "reconstruction", "capture", "buffer")},
-    "timing": (*RECORDS["timing"], "samples", "tokens", "wall"),
+    kind: RECORDS[kind]
+    for kind in ("retrieval", "reconstruction", "capture", "buffer")
 }
-"""Fields of one event by kind. A step's stand together: its times, how much was in its batches, and
-``wall``, its time and the wait before it."""
+"""Fields of one event by kind."""
 STRIDE: Final = {kind: 1 + len(fields) for kind, fields in FIELDS.items()}
 """Items of one event: the layer's column, then the fields."""
-_WHOLE: Final = {"passes", "samples", "tokens"}
 _CODES: Final = {
     kind: "".join(
-        "d"
-        if field in UNIT_INTERVAL | {"seconds"} or (kind == "timing" and field not in _WHOLE)
-        else "q"
-        for field in ("column", *fields)
+        "d" if field in UNIT_INTERVAL | {"seconds"} else "q" for field in ("column", *fields)
     )
     for kind, fields in FIELDS.items()
 }
-_SOURCES: Final = {"timing": (6, 6, 0, 1, 2, 3, 4, 5, 7, 8, 9, 9), **FIELD_OF_ROW}
-_STORES: Final = {**STORES, "timing": STORES["timing"] + STORES["throughput"]}
-_NEEDED: Final = {"timing": {1: 2, 10: 7, 11: 8}, **NEEDED_BY_ROW}
 _TIMED: Final[dict[str, tuple[tuple[int, int | None], ...]]] = {
-    "timing": ((0, None), (1, None), (2, 6), (3, None), (4, None)),
     "retrieval": ((3, 0),),
     "reconstruction": ((2, None),),
     "capture": ((3, None),),
     "buffer": (),
 }
 """Fields that hold durations, and how many operations each was of."""
-_LIMIT: Final = 2.0**53  # whole numbers up to here are exact in float64
+_LIMIT: Final = 2.0**53 - 1  # whole numbers up to here are exact in float64
 _NO_PLACES: Final = np.empty(0, dtype=np.intp)
 
 
@@ -101,15 +92,15 @@ class Fold:
             numbers = layout.numbers(given)
         except OverflowError:
             return False
-        complete = bool(numbers.min() >= 0.0)
+        complete = bool(np.minimum.reduce(numbers) >= 0.0)
         if not complete and not _good_where_given(numbers, given):
             return False
         columns = numbers[layout.columns]
         if not self._plan.serves(layout, columns, packed.width):
             self._plan = _Plan(layout, columns, packed.width)
         plan = self._plan
-        largest = numbers.max() if complete else np.fmax.reduce(numbers)
-        if not largest < _LIMIT or (numbers[plan.shares] > 1.0).any():
+        # NaN is greater than nothing
+        if np.logical_or.reduce(numbers > plan.limits):
             return False
         plan.add(packed, numbers, complete)
         plan.add_durations(numbers, durations)
@@ -176,15 +167,18 @@ class _Plan:
         self._flags: list[slice] = []
         self._needed: list[tuple[slice, Places]] = []
         self._timed: list[tuple[int, Places, Places | None]] = []
-        shares: list[Places] = []
+        self.limits = np.full(int(sum(layout.lengths)), _LIMIT)
+        """The greatest value allowed, by place."""
         start, length = 0, 0
         for kind, events in layout.events.items():
             if not len(events):
                 continue
             at = columns[start : start + len(events)].astype(np.intp)
             start += len(events)
-            needed, flags = _NEEDED.get(kind, {}), FLAG_ROWS.get(kind, ())
-            for row, (field, store) in enumerate(zip(_SOURCES[kind], _STORES[kind], strict=True)):
+            needed, flags = NEEDED_BY_ROW.get(kind, {}), FLAG_ROWS.get(kind, ())
+            for row, (field, store) in enumerate(
+                zip(FIELD_OF_ROW[kind], STORES[kind], strict=True)
+            ):
                 target = (FIRST_ROW[kind] + row) * width + at
                 if field is None:
                     calls.append(target)
@@ -203,12 +197,11 @@ class _Plan:
             for timer, (seconds, operations) in zip(TIMER_ROWS[kind], _TIMED[kind], strict=True):
                 weights = None if operations is None else events + 1 + operations
                 self._timed.append((timer, events + 1 + seconds, weights))
-            shares += [
-                events + 1 + i for i, name in enumerate(FIELDS[kind]) if name in UNIT_INTERVAL
-            ]
+            for i, name in enumerate(FIELDS[kind]):
+                if name in UNIT_INTERVAL:
+                    self.limits[events + 1 + i] = 1.0
         self._sources, self._targets = _joined(sources), _joined(targets)
         self._gauge_sources, self._gauge_targets = _joined(gauge_sources), _joined(gauge_targets)
-        self.shares = _joined(shares)
         self._size = size = (len(ROW)) * width
         self._calls = np.bincount(_joined(calls), minlength=size).astype(np.float64)
         given = np.bincount(np.concatenate((self._targets, self._gauge_targets)), minlength=size)
@@ -219,7 +212,7 @@ class _Plan:
         return (
             layout is self._layout
             and width == self._width
-            and bool((columns == self._columns).all())
+            and bool(np.logical_and.reduce(columns == self._columns))
         )
 
     def add(self, packed: Packed, numbers: Flat, complete: bool) -> None:

@@ -22,6 +22,8 @@ from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, UNIT_INTERVAL
 from cmr_monitor_callbacks.folding import TIMER_ROWS, Durations, add_durations, add_event, check
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.recording.fold import FIELDS, STRIDE, Fold
+from cmr_monitor_callbacks.recording.steps import STRIDE as STEP_STRIDE
+from cmr_monitor_callbacks.recording.steps import add_steps
 
 Keep = Mapping[int, Callable[[NDArray[np.float64]], None]]
 ON_DEVICE: Final = object()
@@ -59,6 +61,7 @@ class Recorder:
     Attributes:
         lists: by kind, events one after the other: the layer's column, then `fold.FIELDS`. Whole
             numbers are ints, others floats, None is no data. What extends them adds one event.
+        steps: what the monitor timed itself, one after the other, each with `steps.STEP_FIELDS`.
         invalid: values that were not taken.
 
     >>> from cmr_monitor_callbacks.packed import ROW
@@ -71,8 +74,9 @@ class Recorder:
 
     def __init__(self) -> None:
         self.lists: dict[str, list[Any]] = {kind: [] for kind in FIELDS}
+        self.steps: list[Any] = []
         self.invalid: list[InvalidSample] = []
-        self._folds = [Fold([kind for kind in FIELDS if kind != "timing"]), Fold(["timing"])]
+        self._fold = Fold(FIELDS)
         self._fold_buffer = Fold(["buffer"])
         self._clear_aside()
 
@@ -151,26 +155,18 @@ class Recorder:
         for kind, items in taken.items():
             stride = STRIDE[kind]
             for start in range(0, len(items), stride):
-                self._add_one(kind, items[start], items[start + 1 : start + stride])
-
-    def _add_one(self, kind: str, column: int, fields: Sequence[Any]) -> None:
-        if kind == "timing":
-            *times, samples, tokens, _ = fields
-            self._add_checked("throughput", column, (samples, tokens, times[0], times[1]))
-            self._aside_events -= 1  # it is the same event
-            fields = times
-        self._add_checked(kind, column, fields)
+                self._add_checked(kind, items[start], items[start + 1 : start + stride])
 
     @property
     def pending(self) -> bool:
         """Whether anything waits to be drained."""
-        return self._aside is not None or any(self.lists.values())
+        return self._aside is not None or any(self.lists.values()) or bool(self.steps)
 
     def clear(self) -> None:
         """Forget what was recorded."""
         self._clear_aside()
         self.invalid.clear()
-        for items in self.lists.values():
+        for items in (self.steps, *self.lists.values()):
             del items[:]
 
     def drain(self, width: int, keep: Keep) -> tuple[Packed, int]:
@@ -185,9 +181,12 @@ class Recorder:
         """
         packed = Packed.empty(width)
         durations: Durations = []
-        for fold in self._folds:
-            taken = {kind: _taken(self.lists[kind]) for kind in fold.kinds}
-            self._add(fold, packed, taken, durations)
+        taken = {kind: _taken(self.lists[kind]) for kind in FIELDS}
+        self._add(self._fold, packed, taken, durations)
+        steps = _taken(self.steps)
+        if steps:
+            self._aside_events += len(steps) // STEP_STRIDE
+            add_steps(packed, steps, durations)
         count = self._aside_events
         if self._aside is not None:
             self._aside.add(packed)

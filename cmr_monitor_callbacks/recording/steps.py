@@ -1,0 +1,56 @@
+"""Steps to statistics: a few dozen records of ten numbers, which plain Python adds up fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from cmr_monitor_callbacks.catalogue import RECORDS
+from cmr_monitor_callbacks.folding import FIRST_ROW, TIMER_ROWS, Durations
+from cmr_monitor_callbacks.packed import Packed
+
+STEP_FIELDS: Final = (*RECORDS["timing"], "samples", "tokens", "wall")
+"""What is recorded of a step: times in seconds, forward passes, how much was in its batches (None:
+not known), and ``wall``, its time and the wait before it."""
+STRIDE: Final = len(STEP_FIELDS)
+_FORWARD, _PASSES, _SAMPLES, _TOKENS, _WALL = (
+    STEP_FIELDS.index(name) for name in ("forward", "passes", "samples", "tokens", "wall")
+)
+_TIMES: Final = range(_PASSES)
+_FIRST, _LAST = FIRST_ROW["timing"], FIRST_ROW["throughput"] + 4
+
+
+def add_steps(packed: Packed, items: Sequence[Any], durations: Durations) -> None:
+    """Add steps that the monitor timed itself.
+
+    Args:
+        packed: added to, in place.
+        items: steps one after the other, each with `STEP_FIELDS`.
+        durations: given the steps' durations.
+    """
+    columns = [items[field::STRIDE] for field in range(STRIDE)]
+    given = [[x for x in c if x is not None] if None in c else c for c in columns]
+    passes, walls = columns[_PASSES], columns[_WALL]
+    sums = [float(sum(values)) for values in given]
+    counts = [len(values) for values in given]
+    seconds = [_beside(columns[field], walls, counts[field]) for field in (_SAMPLES, _TOKENS)]
+    order = (_PASSES, _PASSES, *_TIMES, _SAMPLES, _TOKENS)
+    packed.values[_FIRST:_LAST, 0] += (*(sums[field] for field in order), *seconds)
+    packed.samples[_FIRST:_LAST, 0] += [counts[field] for field in (*order, _SAMPLES, _TOKENS)]
+    for timer, field in zip(TIMER_ROWS["timing"], _TIMES, strict=False):
+        if not counts[field]:
+            continue
+        if field == _FORWARD:
+            each = [total / n for total, n in zip(columns[field], passes, strict=True)]
+            durations.append((timer, np.array(each), np.array(passes, dtype=np.float64)))
+        else:
+            durations.append((timer, np.array(given[field]), None))
+
+
+def _beside(amounts: Sequence[Any], walls: Sequence[float], known: int) -> float:
+    """Wall seconds of the steps whose amount is known."""
+    if known == len(walls):
+        return sum(walls)
+    return sum(w for amount, w in zip(amounts, walls, strict=True) if amount is not None)
