@@ -449,7 +449,7 @@ class CMRPerformanceMonitor:
     def leave_ranks(self) -> None:
         """Let the others go and wait for none of them; what they did not get is dropped."""
         if self._ranks.exchange is not None:
-            if self.current_step > self._window_begin and self._ledger.dirty:
+            if self.current_step > self._window_begin:
                 logger.warning(
                     "steps %d to %d are not in the totals: this process left before all ranks had "
                     "put them together",
@@ -745,7 +745,12 @@ class CMRPerformanceMonitor:
             raise MonitorFailure(text) from error
         if text not in self._known_failures and len(self._known_failures) < 100:
             self._known_failures.add(text)
-            logger.exception("the monitor failed in %s; training goes on", where, exc_info=error)
+            expected = isinstance(error, ExchangeError)  # that ranks fail is no fault in the code
+            logger.error(
+                "the monitor failed in %s; training goes on",
+                text,
+                exc_info=None if expected else error,
+            )
 
     def _note_error(self, link: Link, exc: BaseException) -> None:
         text = f"layer {link.probe.layer}: {type(exc).__name__}: {_message(exc)}"
