@@ -306,7 +306,9 @@ class CMRPerformanceMonitor:
             begun = self._ledger.dirty or self._ledger.recorder.pending
         if begun:
             self.close_window()
-        self._publish()
+        if self._publish():  # what a layer counted before it was agreed on
+            self.close_window()
+            self._publish()
         for sink in self.sinks:
             with self.guard(type(sink).__name__):
                 sink.flush()
@@ -357,22 +359,27 @@ class CMRPerformanceMonitor:
         elif self.current_step >= self._ranks.take_at:
             self._publish()
 
-    def _publish(self) -> None:
-        """Finish the closed window, and act on what the ranks decided with it."""
+    def _publish(self) -> bool:
+        """Finish the closed window, and act on what the ranks decided with it.
+
+        Returns:
+            whether layers were new, whose numbers come with the next window.
+        """
         self._collect()
         exchanged, self._undecided = self._undecided, None
         if exchanged is None:
-            return
+            return False
         for kind in ("stop", "checkpoint"):
             reason = exchanged.vote(kind)
             if reason is not None:
                 self._act(kind, reason)
-        if any(header.new_layers for header in exchanged.headers):
-            with self._with_ranks():
-                exchange = self._ranks.exchange
-                if exchange is not None:
-                    exchange.agree(self._ledger.layout.layers)
-                    self._ledger.share(exchange.layout)
+        exchange = self._ranks.exchange
+        if exchange is None or not any(header.new_layers for header in exchanged.headers):
+            return False
+        with self._with_ranks():
+            exchange.agree(self._ledger.layout.layers)
+            self._ledger.share(exchange.layout)
+        return True
 
     def _collect(self) -> None:
         """Finish the closed window, judge it and hand it to the sinks."""
@@ -493,10 +500,10 @@ class CMRPerformanceMonitor:
         self._closed, self._sent = closed, window
         votes, self._votes = self._votes, {}
         with self._with_ranks():
-            self._ranks.send(
+            self._sent = self._ranks.send(
                 self._header(closed, next_end, votes),
                 next(iter(votes.values()), ""),
-                window.copy(),
+                window,
                 ledger.layout.layers,
                 lag,
             )

@@ -67,7 +67,7 @@ class Exchange:
 
     def launch(
         self, header: Header, reason: str, window: Packed, layers: Sequence[LayerId]
-    ) -> None:
+    ) -> Packed:
         """Send this rank's window; its numbers of layers not agreed on yet wait for the next one.
 
         Args:
@@ -77,13 +77,17 @@ class Exchange:
                 not to be changed any more.
             layers: this rank's, in its own order.
 
+        Returns:
+            the window, with what waited for it.
+
         Raises:
             ExchangeError: the last window was not taken yet.
         """
         if self._pending is not None:
             raise ExchangeError("a window is under way already")
         if self._withheld is not None:
-            window.add(self._withheld)
+            self._withheld.add(window)  # in this order: what holds now is what was said last
+            window = self._withheld
         known = self.layout.layers
         new = [1 + i for i, layer in enumerate(layers) if layer not in known]
         self._withheld = _only(window, new) if new else None
@@ -99,6 +103,7 @@ class Exchange:
             lambda: self._route(encode(header, reason, agreed), agreed.width)
         )
         self.windows += 1
+        return window
 
     def take(self) -> Exchanged:
         """The window under way, of all ranks; waits for them, but not forever.

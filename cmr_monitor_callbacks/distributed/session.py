@@ -81,11 +81,15 @@ class RankSession:
 
     def send(
         self, header: Header, reason: str, window: Packed, layers: Sequence[LayerId], lag: int
-    ) -> None:
-        """Send this rank's window; it is to be taken ``lag`` steps later."""
+    ) -> Packed:
+        """Send this rank's window; it is to be taken ``lag`` steps later.
+
+        Returns:
+            the window, with numbers of new layers that waited for it; not to be changed.
+        """
         assert self._exchange is not None
-        self._exchange.launch(header, reason, window, layers)
         self.take_at = int(header.step) + lag
+        return self._exchange.launch(header, reason, window, layers)
 
     def take(self) -> Exchanged | None:
         """The window under way, of all ranks; None: none is.
@@ -96,6 +100,11 @@ class RankSession:
         if self._exchange is None or not self._exchange.under_way:
             return None
         return self._exchange.take()
+
+    def settle(self) -> None:
+        """Wait until nothing is under way; nothing is taken."""
+        if self._group is not None:
+            self._group.submit(lambda: None).take()
 
     def lose(self) -> None:
         """Go on without the others."""
