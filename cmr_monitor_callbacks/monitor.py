@@ -49,6 +49,8 @@ DEFAULT_WINDOW = 50
 STATE_VERSION = 1
 _MOST_HELD = 1000
 """Steps whose events may wait in memory to be worked out."""
+_LAST_WAIT = 1.0
+"""Seconds that a window under way is waited for when this process leaves the others."""
 
 
 class CMRPerformanceMonitor:
@@ -285,6 +287,10 @@ class CMRPerformanceMonitor:
         tags, values, whole = self._table(snapshot).scalars(snapshot)
         return tags[:whole], values[:whole]
 
+    def settle(self) -> None:
+        """Publish a window that has ended, waiting for its numbers; on all ranks at once."""
+        self._publish()
+
     def shown(self) -> tuple[list[str], list[float]]:
         """Tags and values of the whole model as they were shown last; the score from the start."""
         tags, values, whole = self._shown
@@ -455,12 +461,15 @@ class CMRPerformanceMonitor:
 
     def leave_ranks(self) -> None:
         """Let the others go and wait for none of them; what they did not get is dropped."""
-        if self._ranks.exchange is not None:
-            if self.current_step > self._window_begin:
+        exchange = self._ranks.exchange
+        if exchange is not None:
+            if exchange.arrives(_LAST_WAIT):
+                self._collect()
+            if self.current_step > self.snapshot.step:
                 logger.warning(
                     "steps %d to %d are not in the totals: this process left before all ranks had "
                     "put them together",
-                    self._window_begin + 1,
+                    self.snapshot.step + 1,
                     self.current_step,
                 )
             self._closed = self._sent = self._undecided = None

@@ -333,6 +333,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
 
     def _show_metrics(self) -> None:
         """Have callback_metrics be there for EarlyStopping and ModelCheckpoint."""
+        self.monitor.settle()
         if self._metrics is None:
             return
         if self.monitor.windows == 0 and self.monitor.current_step >= 0:

@@ -65,6 +65,10 @@ class Exchange:
         """Whether a window was launched and not taken yet."""
         return self._pending is not None
 
+    def arrives(self, seconds: float) -> bool:
+        """Whether the window under way arrives within so many seconds."""
+        return self._pending is not None and self._pending.done(seconds)
+
     def launch(
         self, header: Header, reason: str, window: Packed, layers: Sequence[LayerId]
     ) -> Packed:

@@ -41,10 +41,9 @@ class Pending(Generic[T]):
         self._future = future
         self._timeout = timeout
 
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, well or not; never waits."""
-        return self._future.done()
+    def done(self, seconds: float = 0.0) -> bool:
+        """Whether it has ended, well or not, within so many seconds."""
+        return bool(concurrent.futures.wait([self._future], seconds).done)
 
     def take(self) -> T:
         """Its result; waits for it, but not forever.

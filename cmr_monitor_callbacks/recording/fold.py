@@ -69,6 +69,9 @@ class Fold:
         self._layout = _Layout(self.kinds, [0] * len(self.kinds))
         self._plan = _Plan(self._layout, np.empty(0), 1)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fold, (self.kinds,)  # a plan is made anew, where the monitor goes to another process
+
     def add(self, packed: Packed, items: Items, durations: Durations) -> bool:
         """Add events.
 
