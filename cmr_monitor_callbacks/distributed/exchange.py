@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -95,8 +94,7 @@ class Exchange:
         known = self.layout.layers
         new = [1 + i for i, layer in enumerate(layers) if layer not in known]
         self._withheld = _only(window, new) if new else None
-        header = replace(
-            header,
+        header = header._replace(
             rank=float(self.group.rank),
             layout=self._hash,
             window=float(self.windows),

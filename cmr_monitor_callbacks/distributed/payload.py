@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,7 @@ TEXT: Final = 128
 """Bytes of the text in a header."""
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What is said beside the statistics; every field a number.
 
     Attributes:
@@ -63,7 +62,7 @@ class Header:
     processing_time: float = 0.0
 
 
-HEADER: Final = len(fields(Header))
+HEADER: Final = len(Header._fields)
 _START: Final = HEADER + TEXT // 8
 
 
@@ -86,7 +85,7 @@ def encode(header: Header, text: str, packed: Packed) -> NDArray[np.float64]:
     raw = text.encode()[:TEXT].ljust(TEXT, b"\0")
     return np.concatenate(
         (
-            astuple(header),
+            header,
             np.frombuffer(raw, np.float64),
             packed.values.ravel(),
             packed.samples.ravel(),

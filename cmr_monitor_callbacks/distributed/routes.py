@@ -9,7 +9,6 @@ columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +112,7 @@ def _pack(part: Exchanged, ranks: int) -> Vector:
     count = len(part.headers)
     by_rank = np.zeros((ranks, HEADER + TEXT // 8 + 2 * _ROWS))
     for row, header, text in zip(by_rank, part.headers, part.texts, strict=False):
-        row[:HEADER] = astuple(header)
+        row[:HEADER] = header
         raw = text.encode()[:TEXT].ljust(TEXT, b"\0")
         row[HEADER : HEADER + TEXT // 8] = np.frombuffer(raw, np.float64)
     columns = np.concatenate((part.by_rank.values[:, 1:], part.by_rank.samples[:, 1:]))
