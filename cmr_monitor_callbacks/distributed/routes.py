@@ -75,14 +75,14 @@ class _Tree:
     def __call__(self, vector: Vector, width: int) -> Exchanged:
         ranks = decode(self._inside.gather(vector), width)
         if self._among is None:
-            row = np.empty(_length(width, self._size))
+            row = np.empty(part_length(width, self._size))
             self._inside.broadcast(row)
             return _unpack(row, width, self._size)
         try:
             check(ranks.headers, ranks.headers[0])
             part = _pack(merge(ranks), self._most)
         except ExchangeError:
-            part = np.full(_length(width, self._most), -1.0)  # the other nodes must not wait
+            part = np.full(part_length(width, self._most), -1.0)  # the other nodes must not wait
         return self._finish(part, width)
 
     def _finish(self, part: Vector, width: int) -> Exchanged:
@@ -95,13 +95,13 @@ class _Tree:
             check(headers, headers[0])
             whole = _in_order(join(parts))
         except ExchangeError:
-            self._inside.broadcast(np.full(_length(width, self._size), -1.0))
+            self._inside.broadcast(np.full(part_length(width, self._size), -1.0))
             raise
         self._inside.broadcast(_pack(whole, self._size))
         return whole
 
 
-def _length(width: int, ranks: int) -> int:
+def part_length(width: int, ranks: int) -> int:
     """Float64 numbers that stand for a part of a job."""
     cells = 2 * _ROWS * width
     return 1 + ranks * (HEADER + TEXT // 8 + 2 * _ROWS) + cells + len(TIMERS) * (BUCKETS + 2)
