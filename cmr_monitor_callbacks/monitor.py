@@ -249,7 +249,7 @@ class CMRPerformanceMonitor:
             step: its number, the first being 0; default: one more than the last.
         """
         self.current_step = self.current_step + 1 if step is None else step
-        if self._closed is not None:
+        if self._closed is not None or self._undecided is not None:
             self._publish_if_due()
         if self._interval is None:
             due = (self.current_step + 1) % self.window_steps == 0
@@ -312,9 +312,9 @@ class CMRPerformanceMonitor:
             begun = self._ledger.dirty or self._ledger.recorder.pending
         if begun:
             self.close_window()
-        if self._publish():  # what a layer counted before it was agreed on
+        if self._publish(last=True):  # a checkpoint took that window
             self.close_window()
-            self._publish()
+            self._publish(last=True)
         for sink in self.sinks:
             with self.guard(type(sink).__name__):
                 sink.flush()
@@ -350,28 +350,31 @@ class CMRPerformanceMonitor:
         if self._ranks.exchange is not None:
             with self._with_ranks():
                 header = self._header(closed, self._next_end)
-                self._ranks.send(header, "", window, ledger.layout.layers, 0)
-                exchanged = self._ranks.take()
+                exchanged = self._ranks.exchange_stage(header, window, ledger.layout.layers)
+                ledger.share(self._ranks.exchange.layout)
         reading = self._finish(window, statistics, exchanged)
         snapshot = self._snapshot(stage, reading, step, time, own={})
         self.snapshots[stage] = snapshot
         self._emit(snapshot, HealthReport(), ())
 
     def _publish_if_due(self) -> None:
-        assert self._closed is not None
         if self._ranks.exchange is None:
-            if self._closed.ready:
+            if self._closed is None or self._closed.ready:
                 self._publish()
         elif self.current_step >= self._ranks.take_at:
             self._publish()
 
-    def _publish(self) -> bool:
+    def _publish(self, *, last: bool = False) -> bool:
         """Finish the closed window, and act on what the ranks decided with it.
 
+        Args:
+            last: whether no window follows that could have the numbers of new layers.
+
         Returns:
-            whether layers were new, whose numbers come with the next window.
+            whether layers were new, whose numbers wait for the next window.
         """
-        self._collect()
+        complete = last and self._undecided is None
+        self._collect(last=last)
         exchanged, self._undecided = self._undecided, None
         if exchanged is None:
             return False
@@ -382,12 +385,14 @@ class CMRPerformanceMonitor:
         exchange = self._ranks.exchange
         if exchange is None or not any(header.new_layers for header in exchanged.headers):
             return False
+        if complete:
+            return False
         with self._with_ranks():
             exchange.agree(self._ledger.layout.layers)
             self._ledger.share(exchange.layout)
-        return True
+        return self._ranks.exchange is not None
 
-    def _collect(self) -> None:
+    def _collect(self, *, last: bool = False) -> None:
         """Finish the closed window, judge it and hand it to the sinks."""
         closed, self._closed = self._closed, None
         if closed is None:
@@ -396,7 +401,9 @@ class CMRPerformanceMonitor:
         if self._sent is not None:
             window, self._sent = self._sent, None
             with self._with_ranks():
-                exchanged = self._ranks.take()
+                exchanged = self._ranks.take(last=last)
+                if last and self._ranks.exchange is not None:
+                    ledger.share(self._ranks.exchange.layout)
         else:
             window = ledger.settle(closed, ledger.train)
         self.windows += 1
@@ -538,7 +545,9 @@ class CMRPerformanceMonitor:
         try:
             yield
         except (ExchangeError, LayerError) as error:
-            self._ranks.lose()
+            waiting = self._ranks.lose()
+            if waiting is not None:
+                self._ledger.train.fold(waiting, [])
             text = f"{error}; from now on the numbers of this rank are its own"
             self.note_failure("reduction", ExchangeError(text))
 

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from cmr_monitor_callbacks.distributed.group import ExchangeError, Pending, RankGroup
-from cmr_monitor_callbacks.distributed.merge import Exchanged
+from cmr_monitor_callbacks.distributed.merge import Exchanged, with_new_layers
 from cmr_monitor_callbacks.distributed.payload import Header, encode, layout_hash, payload_length
 from cmr_monitor_callbacks.distributed.routes import Route
+from cmr_monitor_callbacks.errors import LayerError
 from cmr_monitor_callbacks.layers import LayerId, Layout
 from cmr_monitor_callbacks.packed import Packed
 
@@ -39,7 +40,8 @@ class Exchange:
         self.layout = Layout()
         """The layers of all ranks: the columns of what is exchanged."""
         self._pending: Pending[Exchanged] | None = None
-        self._withheld: Packed | None = None
+        self.withheld: Packed | None = None
+        """This rank's numbers of layers that were not agreed on when its last window was sent."""
         self.agree(layers)
 
     def agree(self, layers: Iterable[LayerId]) -> None:
@@ -51,7 +53,10 @@ class Exchange:
         mine = json.dumps([layer for layer in layers if layer not in self.layout.layers]).encode()
         for text in self.group.submit(lambda: self.group.gather_bytes(mine)).take():
             for layer in json.loads(text):
-                self.layout.column(layer)
+                try:
+                    self.layout.column(layer)
+                except LayerError as error:
+                    raise ExchangeError(str(error)) from error
         self._hash = layout_hash(self.layout.layers)
 
     @property
@@ -88,12 +93,12 @@ class Exchange:
         """
         if self._pending is not None:
             raise ExchangeError("a window is under way already")
-        if self._withheld is not None:
-            self._withheld.add(window)  # in this order: what holds now is what was said last
-            window = self._withheld
+        if self.withheld is not None:
+            self.withheld.add(window)  # in this order: what holds now is what was said last
+            window = self.withheld
         known = self.layout.layers
         new = [1 + i for i, layer in enumerate(layers) if layer not in known]
-        self._withheld = _only(window, new) if new else None
+        self.withheld = _only(window, new) if new else None
         header = header._replace(
             rank=float(self.group.rank),
             layout=self._hash,
@@ -115,7 +120,28 @@ class Exchange:
         """
         assert self._pending is not None
         pending, self._pending = self._pending, None
-        return pending.take()
+        try:
+            return pending.take()
+        except ExchangeError:
+            self.withheld = None  # whoever sent the window has all of it
+            raise
+
+    def take_all(self, header: Header, layers: Sequence[LayerId]) -> Exchanged:
+        """As `take`, with the numbers of new layers: no window follows that could have them.
+
+        Args:
+            header: as it was sent.
+            layers: this rank's, as they were sent.
+
+        Raises:
+            ExchangeError: as `take`, or two layers would look alike.
+        """
+        first = self.take()
+        if not any(other.new_layers for other in first.headers):
+            return first
+        self.agree(layers)
+        self.launch(header, "", Packed.empty(1 + len(layers)), layers)
+        return with_new_layers(first, self.take())
 
 
 def moved(window: Packed, layers: Sequence[LayerId], known: Sequence[LayerId]) -> Packed:

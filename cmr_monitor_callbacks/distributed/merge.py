@@ -96,6 +96,20 @@ def join(parts: Sequence[Exchanged]) -> Exchanged:
     return Exchanged(headers, [text for part in parts for text in part.texts], statistics, apart)
 
 
+def with_new_layers(first: Exchanged, rest: Exchanged) -> Exchanged:
+    """A window, and what layers counted in it that were agreed on only then, and nothing else."""
+    width = first.statistics.width
+    whole = rest.statistics
+    whole.values[:, :width] = first.statistics.values
+    whole.samples[:, :width] = first.statistics.samples
+    whole.histograms, whole.extremes = first.statistics.histograms, first.statistics.extremes
+    apart = first.by_rank
+    gauges = np.stack((apart.values[_GAUGES], rest.by_rank.values[_GAUGES]))
+    apart.add(rest.by_rank)
+    apart.values[_GAUGES] = sum_of_given(gauges, axis=0)
+    return Exchanged(first.headers, first.texts, whole, apart)
+
+
 def _whole_of_ranks(given: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each rank's gauges of its whole, shape ``(ranks, gauges)``."""
     layers, own = sum_of_given(given[..., 1:], axis=2), given[..., 0]

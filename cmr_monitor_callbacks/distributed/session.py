@@ -34,6 +34,7 @@ class RankSession:
         self._node = node or socket.gethostname()
         self._group: RankGroup | None = None
         self._exchange: Exchange | None = None
+        self._sent: tuple[Header, Sequence[LayerId]] = (Header(), ())
         self.lost = False
         """Whether the others could not be reached, so that numbers are this process's own."""
         self.take_at = -1
@@ -89,27 +90,55 @@ class RankSession:
         """
         assert self._exchange is not None
         self.take_at = int(header.step) + lag
+        self._sent = header, layers
         return self._exchange.launch(header, reason, window, layers)
 
-    def take(self) -> Exchanged | None:
+    def take(self, *, last: bool = False) -> Exchanged | None:
         """The window under way, of all ranks; None: none is.
+
+        Args:
+            last: whether no window follows that could have the numbers of new layers.
 
         Raises:
             ExchangeError: the others did not come in time, are gone, or are at another window.
         """
-        if self._exchange is None or not self._exchange.under_way:
+        exchange = self._exchange
+        if exchange is None or not exchange.under_way:
             return None
-        return self._exchange.take()
+        return exchange.take_all(*self._sent) if last else exchange.take()
+
+    def exchange_stage(
+        self, header: Header, window: Packed, layers: Sequence[LayerId]
+    ) -> Exchanged:
+        """All numbers of a stage other than training, of all ranks; waits for them.
+
+        Raises:
+            ExchangeError: as `take`.
+        """
+        exchange = self._exchange
+        assert exchange is not None
+        waiting, exchange.withheld = exchange.withheld, None  # this is training's
+        try:
+            exchange.launch(header, "", window, layers)
+            return exchange.take_all(header, layers)
+        finally:
+            exchange.withheld = waiting
 
     def settle(self) -> None:
         """Wait until nothing is under way; nothing is taken."""
         if self._group is not None:
             self._group.submit(lambda: None).take()
 
-    def lose(self) -> None:
-        """Go on without the others."""
+    def lose(self) -> Packed | None:
+        """Go on without the others.
+
+        Returns:
+            numbers that waited for an agreement.
+        """
+        waiting = None if self._exchange is None else self._exchange.withheld
         self._exchange = None
         self.lost = True
+        return waiting
 
     def leave(self) -> None:
         """Let the group go, wait for nobody, and be alone again."""
