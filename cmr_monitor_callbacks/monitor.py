@@ -7,9 +7,10 @@ notebook drives it by hand.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from cmr_monitor_callbacks.distributed import (
     Header,
     RankSession,
     moved,
+    reasons,
     steps_between,
 )
 from cmr_monitor_callbacks.errors import CMRMonitorError, LayerError, MonitorFailure
@@ -416,6 +418,11 @@ class CMRPerformanceMonitor:
         self.snapshot = snapshot
         self._emit(snapshot, self.alerts.report, transitions)
         if exchanged is not None:
+            self._votes = {
+                kind: reason
+                for kind, reason in self._votes.items()
+                if not getattr(exchanged.headers[self._ranks.rank], kind)
+            }
             self._undecided = exchanged
             self._next_end = int(exchanged.first.next_step)
         elif self._votes:
@@ -427,8 +434,9 @@ class CMRPerformanceMonitor:
         if exchanged is not None:
             return self._ledger.finish(exchanged.statistics, stage, exchanged.by_rank)
         ledger = self._ledger
-        for layer in ledger.layout.layers:  # the others are lost: these come on top
-            ledger.shared.column(layer)
+        for layer in ledger.layout.layers:  # where the others are lost these come on top
+            with suppress(LayerError):  # it looks like another rank's: left out, that was said
+                ledger.shared.column(layer)
         return ledger.finish(moved(window, ledger.layout.layers, ledger.shared.layers), stage)
 
     def _snapshot(
@@ -514,11 +522,12 @@ class CMRPerformanceMonitor:
             per_step = (now - self._window_start) / steps
             next_end = closed.step + max(lag + 1, steps_between(self._interval, per_step))
         self._closed, self._sent = closed, window
-        votes, self._votes = self._votes, {}
+        self._next_end = sys.maxsize  # until rank 0's word is here
+        votes = dict(self._votes)
         with self._with_ranks():
             self._sent = self._ranks.send(
                 self._header(closed, next_end, votes),
-                next(iter(votes.values()), ""),
+                reasons(votes),
                 window,
                 ledger.layout.layers,
                 lag,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cmr_monitor_callbacks.distributed.exchange import Exchange, moved, steps_between
 from cmr_monitor_callbacks.distributed.group import ExchangeError, RankGroup
 from cmr_monitor_callbacks.distributed.merge import Exchanged
-from cmr_monitor_callbacks.distributed.payload import Header
+from cmr_monitor_callbacks.distributed.payload import Header, reasons
 from cmr_monitor_callbacks.distributed.routes import flat, tree
 from cmr_monitor_callbacks.distributed.session import LAG, RankSession
 
@@ -19,6 +19,7 @@ __all__ = [
     "RankSession",
     "flat",
     "moved",
+    "reasons",
     "steps_between",
     "tree",
 ]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
@@ -30,8 +31,21 @@ _GRACE = 5.0
 """Seconds that a result may come later than the operation's own limit."""
 
 
+_FAILURES = (RuntimeError, ValueError, AssertionError)
+"""What torch.distributed raises where others are lost or a group is gone."""
+
+
 class ExchangeError(CMRMonitorError):
     """The ranks' numbers could not be put together."""
+
+
+@contextmanager
+def _as_exchange_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _FAILURES as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ExchangeError(f"{what}: {reason}") from error
 
 
 class Pending(Generic[T]):
@@ -110,11 +124,8 @@ class Group:
 
     def _run(self, launch: Callable[[], Any]) -> None:
         self.collectives += 1
-        try:
+        with _as_exchange_error("the ranks' numbers did not arrive"):
             launch().wait(self._timeout)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ExchangeError(f"the ranks' numbers did not arrive: {reason}") from error
 
 
 class RankGroup(Group):
@@ -137,12 +148,13 @@ class RankGroup(Group):
             None where there is one process only.
 
         Raises:
-            ExchangeError: a rank has no monitor, or did not come in time.
+            ExchangeError: a rank has no monitor or did not come in time, or no group can be made.
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return None
-        _agree_to_meet(timeout)
-        return cls(dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)), timeout)
+        with _as_exchange_error("the ranks do not find each other"):
+            _agree_to_meet(timeout)
+            return cls(dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)), timeout)
 
     def part(self, ranks: Sequence[int]) -> Group:
         """A group of some of the ranks; those alone make it, at the same time."""
@@ -171,8 +183,11 @@ class RankGroup(Group):
         concurrent.futures.wait([ended], self._seconds)
 
     def _destroy(self) -> None:
-        for group in self._groups:
-            dist.destroy_process_group(group.group)
+        while self._groups:
+            group = self._groups.pop()
+            with suppress(*_FAILURES):  # the job's groups may be gone already
+                dist.destroy_process_group(group.group)
+            group.group = None  # its sockets and threads go with the last reference
 
 
 _meetings = 0

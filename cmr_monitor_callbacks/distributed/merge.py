@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS, Store
 from cmr_monitor_callbacks.distributed.group import ExchangeError
-from cmr_monitor_callbacks.distributed.payload import Header, Ranks
+from cmr_monitor_callbacks.distributed.payload import Header, Ranks, reason_of
 from cmr_monitor_callbacks.histogram import BUCKETS
 from cmr_monitor_callbacks.packed import ROW, Packed
 
@@ -43,7 +43,7 @@ class Exchanged:
         """Why some rank asks for ``stop`` or ``checkpoint``; None: none does."""
         for header, text in zip(self.headers, self.texts, strict=True):
             if getattr(header, kind):
-                return text
+                return reason_of(kind, text)
         return None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -24,7 +24,9 @@ from cmr_monitor_callbacks.packed import Packed
 
 _ROWS: Final = len(STATISTICS)
 _COUNTS: Final = len(TIMERS) * BUCKETS
-TEXT: Final = 128
+KINDS: Final = ("stop", "checkpoint")
+"""What ranks can vote for."""
+TEXT: Final = 256
 """Bytes of the text in a header."""
 
 
@@ -64,6 +66,24 @@ class Header(NamedTuple):
 
 HEADER: Final = len(Header._fields)
 _START: Final = HEADER + TEXT // 8
+
+
+def reasons(votes: Mapping[str, str]) -> str:
+    """The reasons of votes as one text; what is too long is cut."""
+    half = TEXT // 2 - 1
+    return "\n".join(
+        votes.get(kind, "").replace("\n", " ").encode()[:half].decode(errors="ignore")
+        for kind in KINDS
+    )
+
+
+def reason_of(kind: str, text: str) -> str:
+    """One vote's reason.
+
+    >>> reason_of("checkpoint", reasons({"stop": "it is enough", "checkpoint": "before the end"}))
+    'before the end'
+    """
+    return [*text.split("\n"), ""][KINDS.index(kind)]
 
 
 def layout_hash(layers: Sequence[LayerId]) -> float:

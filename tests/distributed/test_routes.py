@@ -20,6 +20,7 @@ from cmr_monitor_callbacks.distributed import (
     Header,
     RankGroup,
     flat,
+    reasons,
     tree,
 )
 from cmr_monitor_callbacks.packed import Packed
@@ -45,7 +46,7 @@ def window(rank: int) -> Packed:
 
 def send(exchange: Exchange, rank: int, step: float, reason: str = "") -> Exchanged:
     header = Header(step=step, time=float(rank), stop=float(bool(reason)))
-    exchange.launch(header, reason, window(rank), LAYERS)
+    exchange.launch(header, reasons({"stop": reason}), window(rank), LAYERS)
     return exchange.take()
 
 
