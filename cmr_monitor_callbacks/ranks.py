@@ -48,10 +48,12 @@ def put_rates(table: Array, by_rank: Packed) -> None:
 
 
 def put_greatest(table: Array, by_rank: Packed, row: int) -> None:
-    """Forward time of the whole: the slowest rank's, in place at ``row``."""
+    """Forward time of the whole: the slowest rank's instead of the sum, in place at ``row``.
+
+    What the whole has besides these ranks (of a run with other ranks before) stays in it.
+    """
     seconds = by_rank.values[ROW["forward_seconds"], 1:]
-    if by_rank.samples[ROW["forward_seconds"], 1:].any():
-        table[row, 0] = seconds.max()
+    table[row, 0] += seconds.max() - seconds.sum()
 
 
 FORWARD_COUNTER: Final = COUNTERS.index("total_forward_time")

@@ -71,7 +71,8 @@ class Snapshot:
         """Every metric since the start of the stage, shape as ``window``; read when first asked."""
         table = read(self.statistics, self.statistics)
         if self.run_by_rank is not None:
-            put_rates(table, self.run_by_rank)
+            if self.by_rank is not None:
+                put_rates(table, self.run_by_rank)
             put_greatest(table, self.run_by_rank, FORWARD_METRIC)
         return table
 

@@ -33,7 +33,7 @@ class Reading:
         statistics: the window's packed statistics.
         run: packed statistics since the start of the stage; a copy.
         by_rank: the window's by rank, see `ranks`; None where there is one process.
-        run_by_rank: the run's by rank; a copy.
+        run_by_rank: the run's by rank, as far as there were several; a copy.
     """
 
     window: NDArray[np.float64]
@@ -183,9 +183,10 @@ class Ledger:
         self, window: Packed, run: Packed, by_rank: Packed | None, run_by_rank: Packed | None
     ) -> Reading:
         table, counters = self._reader.read(window, run), self._reader.counters(run)
-        if by_rank is not None and run_by_rank is not None:
+        if by_rank is not None:
             put_rates(table, by_rank)
             put_greatest(table, by_rank, FORWARD_METRIC)
+        if run_by_rank is not None:
             put_greatest(counters, run_by_rank, FORWARD_COUNTER)
             run_by_rank = run_by_rank.copy()
         return Reading(table, counters, window, run, by_rank, run_by_rank)
@@ -197,7 +198,7 @@ class Ledger:
         run = self._train.run.copy()
         run.add(window)
         window.widen(run.width)
-        return self._reading(window, run, None, None)
+        return self._reading(window, run, None, self._train.by_rank)
 
     def state(self, *, alone: bool) -> dict[str, Any]:
         """Plain data: layers, the training run, and (with one process) the window begun."""
