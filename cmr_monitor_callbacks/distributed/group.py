@@ -82,8 +82,8 @@ class Group:
     def __init__(self, group: Any, timeout: float) -> None:
         self.group = group
         self._timeout = timedelta(seconds=timeout)
-        self.rank = dist.get_rank(group)
-        self.size = dist.get_world_size(group)
+        self.rank: int = group.rank()
+        self.size: int = group.size()
         self.collectives = 0
         """Collectives launched so far."""
 
@@ -94,10 +94,7 @@ class Group:
             ExchangeError: a rank did not take part in time, or is gone.
         """
         matrix = torch.empty(self.size, len(vector), dtype=torch.float64)
-        mine = torch.from_numpy(vector)
-        self._run(
-            lambda: dist.all_gather(list(matrix.unbind(0)), mine, group=self.group, async_op=True)
-        )
+        self._run(lambda: self._all_gather(list(matrix.unbind(0)), torch.from_numpy(vector)))
         out: NDArray[np.float64] = matrix.numpy()
         return out
 
@@ -107,9 +104,7 @@ class Group:
         Raises:
             ExchangeError: a rank did not take part in time, or is gone.
         """
-        first = dist.get_global_rank(self.group, 0)
-        tensor = torch.from_numpy(vector)
-        self._run(lambda: dist.broadcast(tensor, first, group=self.group, async_op=True))
+        self._run(lambda: self.group.broadcast([torch.from_numpy(vector)], dist.BroadcastOptions()))
 
     def gather_bytes(self, mine: bytes) -> list[bytes]:
         """Every rank's bytes, whatever their length, in two gathers.
@@ -122,6 +117,9 @@ class Group:
         rows = self.gather(np.frombuffer(padded, np.float64).copy())
         return [row.tobytes()[:n] for row, n in zip(rows, lengths.tolist(), strict=True)]
 
+    def _all_gather(self, out: list[torch.Tensor], mine: torch.Tensor) -> Any:
+        return self.group.allgather([out], [mine])
+
     def _run(self, launch: Callable[[], Any]) -> None:
         self.collectives += 1
         with _as_exchange_error("the ranks' numbers did not arrive"):
@@ -131,10 +129,13 @@ class Group:
 class RankGroup(Group):
     """All ranks of a job, and the thread that talks to them."""
 
-    def __init__(self, group: Any, timeout: float) -> None:
+    def __init__(self, group: Any, store: Any, timeout: float) -> None:
         super().__init__(group, timeout)
+        self._store = store
         self._seconds = timeout
         self._groups: list[Group] = [self]
+        self.trees = 0
+        """Trees made of this group, by which their parts are named."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cmr-monitor-ranks")
 
     @classmethod
@@ -153,19 +154,32 @@ class RankGroup(Group):
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return None
         with _as_exchange_error("the ranks do not find each other"):
-            _agree_to_meet(timeout)
-            return cls(dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)), timeout)
+            store = _meet(timeout)
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            return cls(group, store, timeout)
 
-    def part(self, ranks: Sequence[int]) -> Group:
-        """A group of some of the ranks; those alone make it, at the same time."""
-        group = dist.new_group(
-            list(ranks),
-            backend="gloo",
-            timeout=timedelta(seconds=self._seconds),
-            use_local_synchronization=True,
+    def part(self, ranks: Sequence[int], name: str) -> Group:
+        """A group of some of the ranks; those alone make it, at the same time.
+
+        torch.distributed's own way to do that names a group after its ranks alone, so that a second
+        group of the same ranks finds the addresses of the first; or has every rank wait for the
+        making of every group.
+
+        Args:
+            ranks: this one among them.
+            name: known to them, and given once.
+        """
+        group = dist.ProcessGroupGloo(
+            dist.distributed_c10d.PrefixStore(name, self._store),
+            list(ranks).index(self.rank),
+            len(ranks),
+            timedelta(seconds=self._seconds),
         )
         self._groups.append(Group(group, self._seconds))
         return self._groups[-1]
+
+    def _all_gather(self, out: list[torch.Tensor], mine: torch.Tensor) -> Any:
+        return dist.all_gather(out, mine, group=self.group, async_op=True)
 
     def submit(self, work: Callable[[], T]) -> Pending[T]:
         """Have the group's thread do something, after what it was given before."""
@@ -183,19 +197,18 @@ class RankGroup(Group):
         concurrent.futures.wait([ended], self._seconds)
 
     def _destroy(self) -> None:
+        with suppress(*_FAILURES):  # the job's groups may be gone already
+            dist.destroy_process_group(self.group)
         while self._groups:
-            group = self._groups.pop()
-            with suppress(*_FAILURES):  # the job's groups may be gone already
-                dist.destroy_process_group(group.group)
-            group.group = None  # its sockets and threads go with the last reference
+            self._groups.pop().group = None  # sockets and threads go with the last reference
 
 
 _meetings = 0
 _lock = threading.Lock()
 
 
-def _agree_to_meet(timeout: float) -> None:
-    """Return on all ranks, or raise on all."""
+def _meet(timeout: float) -> Any:
+    """A store for this meeting alone, on all ranks; or raise on all."""
     global _meetings  # every process makes its groups in the same order
     with _lock:
         _meetings += 1
@@ -214,6 +227,7 @@ def _agree_to_meet(timeout: float) -> None:
     verdict = store.get("verdict").decode()
     if verdict != "go":
         raise ExchangeError(verdict)
+    return store
 
 
 def _missing(store: Any, keys: Sequence[str], timeout: float) -> list[int]:

@@ -49,10 +49,11 @@ def tree(group: RankGroup, node: str) -> Route:
         members.setdefault(name, []).append(rank)
     mine = members[node.encode()]
     leaders = [ranks[0] for ranks in members.values()]
-    inside = group.submit(lambda: group.part(mine)).take()
+    group.trees += 1
+    inside = group.submit(lambda: group.part(mine, f"tree {group.trees}/node {mine[0]}")).take()
     among = None
     if group.rank in leaders:
-        among = group.submit(lambda: group.part(leaders)).take()
+        among = group.submit(lambda: group.part(leaders, f"tree {group.trees}/leaders")).take()
     return _Tree(inside, among, max(map(len, members.values())), group.size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
@@ -45,6 +46,7 @@ class _Counts:
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.threads: set[str] = set()
         self.most_bytes = 0
         for name in TALK:
             for module in (dist, dist.distributed_c10d):
@@ -54,6 +56,8 @@ class _Counts:
         @wraps(call)
         def counting(*args: Any, **kwargs: Any) -> Any:
             self.calls[name] += 1
+            if name != "new_group":
+                self.threads.add(threading.current_thread().name)
             if name == "all_gather":
                 self.most_bytes = max(self.most_bytes, args[1].numel() * args[1].element_size())
             return call(*args, **kwargs)
@@ -71,6 +75,12 @@ def _monitor(rank: Rank, layers: int) -> CMRPerformanceMonitor:
     return monitor
 
 
+def _wait(monitor: CMRPerformanceMonitor) -> None:
+    """Until the thread that talks to the others has done what it was given."""
+    assert monitor._ranks._group is not None
+    monitor._ranks._group.submit(lambda: None).take()
+
+
 def _run(rank: Rank) -> dict[str, Any]:
     with rank.together():
         counts = _Counts()
@@ -85,7 +95,7 @@ def _run(rank: Rank) -> dict[str, Any]:
                 for layer in range(layers):
                     monitor.record_capture(layer, 1, 0.001)
                 monitor.step()
-                monitor._ranks.settle()  # the gather runs in a thread
+                _wait(monitor)
                 steps.append(sum(counts.calls.values()) - before)
                 own.append(group.collectives - launched)
             said[f"{layers} layers"] = {"steps": steps, "own": own, "bytes": counts.most_bytes}
@@ -97,6 +107,7 @@ def _run(rank: Rank) -> dict[str, Any]:
         said["new layer"] = _new_layer(rank, counts)
         said["validation"] = _validation(rank, counts)
         said["names"] = dict(counts.calls)
+        said["threads"] = counts.threads
     return said
 
 
@@ -110,7 +121,7 @@ def _new_layer(rank: Rank, counts: _Counts) -> list[int]:
                 monitor.record_capture(100 + 10 * rank.rank + i, 1, 0.001)
         monitor.record_capture(0, 1, 0.001)
         monitor.step()
-        monitor._ranks.settle()
+        _wait(monitor)
         steps.append(sum(counts.calls.values()) - before)
     monitor.leave_ranks()
     return steps
@@ -167,3 +178,9 @@ def test_nothing_but_all_gathers_and_one_group_each(said: list[dict[str, Any]]) 
     for one in said:
         assert set(one["names"]) == {"all_gather", "new_group"}
         assert one["names"]["new_group"] == 4
+
+
+def test_the_training_thread_calls_no_collective(said: list[dict[str, Any]]) -> None:
+    for one in said:
+        assert one["threads"]
+        assert all(name.startswith("cmr-monitor") for name in one["threads"])

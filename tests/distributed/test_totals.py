@@ -183,17 +183,23 @@ class _Sink:
         """Nothing to do."""
 
 
-def _run(rank: Rank) -> list[list[dict[str, Any]]]:
+def _run(rank: Rank, nodes: str) -> list[list[dict[str, Any]]]:
     """All plans, one after another, each with a monitor and a group of its own."""
     if rank.world == 1:
-        return [_run_plan(plan(seed, 1), rank) for seed in SEEDS]
+        return [_run_plan(plan(seed, 1), rank, nodes) for seed in SEEDS]
     with rank.together():
-        return [_run_plan(plan(seed, rank.world), rank) for seed in SEEDS]
+        return [_run_plan(plan(seed, rank.world), rank, nodes) for seed in SEEDS]
 
 
-def _run_plan(given: Plan, rank: Rank) -> list[dict[str, Any]]:
-    settings = {"log_every_n_steps": given.window, "on_monitor_error": "raise"}
+def _run_plan(given: Plan, rank: Rank, nodes: str) -> list[dict[str, Any]]:
+    settings = {
+        "log_every_n_steps": given.window,
+        "on_monitor_error": "raise",
+        "reduction": "hierarchical" if nodes else "auto",
+    }
     monitor = CMRPerformanceMonitor(settings, alert_config={"enable_alerts": False})
+    if nodes:
+        monitor._ranks._node = nodes[rank.rank]
     sink = _Sink(rank.world)
     monitor.sinks.append(sink)
     monitor.join_ranks()
@@ -211,12 +217,22 @@ def _run_plan(given: Plan, rank: Rank) -> list[dict[str, Any]]:
     return sink.said
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4], ids=["1 rank", "2 ranks", "4 ranks"])
+WAYS = {
+    "1 rank": (1, ""),
+    "2 ranks": (2, ""),
+    "4 ranks": (4, ""),
+    "4 ranks on nodes": (4, "abab"),  # by way of each node's first rank
+    "4 ranks on uneven nodes": (4, "abbb"),
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def said(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[list[list[dict[str, Any]]]]:
     """What each rank's snapshots said: by rank, plan and window."""
-    return results(_run, request.param, tmp_path_factory.mktemp("ranks") / "job")
+    world, nodes = WAYS[request.param]
+    return results(_run, world, tmp_path_factory.mktemp("ranks") / "job", nodes)
 
 
 Said = list[list[list[dict[str, Any]]]]
