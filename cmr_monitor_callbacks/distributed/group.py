@@ -168,13 +168,17 @@ class RankGroup(Group):
         Args:
             ranks: this one among them.
             name: known to them, and given once.
+
+        Raises:
+            ExchangeError: a rank did not come in time.
         """
-        group = dist.ProcessGroupGloo(
-            dist.distributed_c10d.PrefixStore(name, self._store),
-            list(ranks).index(self.rank),
-            len(ranks),
-            timedelta(seconds=self._seconds),
-        )
+        with _as_exchange_error("the ranks of a node do not find each other"):
+            group = dist.ProcessGroupGloo(
+                dist.distributed_c10d.PrefixStore(name, self._store),
+                list(ranks).index(self.rank),
+                len(ranks),
+                timedelta(seconds=self._seconds),
+            )
         self._groups.append(Group(group, self._seconds))
         return self._groups[-1]
 
