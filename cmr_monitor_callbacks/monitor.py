@@ -121,6 +121,7 @@ class CMRPerformanceMonitor:
         self._sent: Packed | None
         self._undecided: Exchanged | None
         self._votes: dict[str, str]
+        self._asked: dict[str, str]
         self._others: dict[str, float]
         self._best: NDArray[np.float64] | None
         self._next_end = 0
@@ -421,7 +422,7 @@ class CMRPerformanceMonitor:
             self._votes = {
                 kind: reason
                 for kind, reason in self._votes.items()
-                if not getattr(exchanged.headers[self._ranks.rank], kind)
+                if self._asked.get(kind) != reason
             }
             self._undecided = exchanged
             self._next_end = int(exchanged.first.next_step)
@@ -523,7 +524,7 @@ class CMRPerformanceMonitor:
             next_end = closed.step + max(lag + 1, steps_between(self._interval, per_step))
         self._closed, self._sent = closed, window
         self._next_end = sys.maxsize  # until rank 0's word is here
-        votes = dict(self._votes)
+        self._asked = votes = dict(self._votes)
         with self._with_ranks():
             self._sent = self._ranks.send(
                 self._header(closed, next_end, votes),
@@ -686,6 +687,7 @@ class CMRPerformanceMonitor:
         self._window_begin = -1
         self._sent = self._undecided = self._best = None
         self._votes = {}
+        self._asked = {}
         self._others = {}
         self._processing = 0.0
         self._closed = None

@@ -51,11 +51,6 @@ class RankSession:
         return self._group is None or self._group.rank == 0
 
     @property
-    def rank(self) -> int:
-        """This process's rank."""
-        return 0 if self._group is None else self._group.rank
-
-    @property
     def exchange(self) -> Exchange | None:
         """The exchange with the others; None: numbers are this process's own."""
         return self._exchange

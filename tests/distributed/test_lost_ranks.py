@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,3 +251,41 @@ def test_a_rank_that_is_late_in_time_costs_nothing(tmp_path: Path) -> None:
         assert [kind for _, kind, _ in said["decisions"]] == ["stop", "checkpoint"]
         assert outcome.logs == []
         assert said["threads"] == 0
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.distributed.processes import Rank
+from tests.distributed.test_lost_ranks import _loop
+
+_loop(Rank(int(sys.argv[1]), 2, Path(sys.argv[2])), sys.argv[3])
+print("the end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("fault", ["stopped", "killed", "late a little"])
+def test_an_interpreter_ends_by_itself(tmp_path: Path, fault: str) -> None:
+    """Unlike multiprocessing's children, which leave at once, it waits for its threads."""
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(rank), str(tmp_path), fault],
+            cwd=Path(__file__).resolve().parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said, _ = programs[0].communicate(timeout=LONG)
+        assert programs[0].returncode == 0, said
+        assert said.endswith("the end\n")
+        if fault == "stopped":
+            programs[1].send_signal(signal.SIGCONT)
+        other, _ = programs[1].communicate(timeout=LONG)
+        assert programs[1].returncode == (-signal.SIGKILL if fault == "killed" else 0), other
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()

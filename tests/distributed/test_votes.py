@@ -45,6 +45,12 @@ def _each_window(rank: Rank, monitor: CMRPerformanceMonitor, step: int) -> None:
         monitor.request_stop(f"at step {step}")
 
 
+def _again_under_way(rank: Rank, monitor: CMRPerformanceMonitor, step: int) -> None:
+    """The window that ends at step 14 is under way until step 18."""
+    if rank.rank == 1 and step in (12, 16):
+        monitor.request_checkpoint(f"at step {step}")
+
+
 def _long(rank: Rank, monitor: CMRPerformanceMonitor, step: int) -> None:
     if rank.rank == 1 and step == 12:
         monitor.request_stop(LONG)
@@ -75,6 +81,7 @@ SCENES: dict[str, Scene] = {
     "both": _both,
     "two ranks": _two_ranks,
     "each window": _each_window,
+    "again under way": _again_under_way,
     "long": _long,
     "no reason": _no_reason,
     "a state on one rank": _a_state_on_one_rank,
@@ -119,6 +126,7 @@ DECIDED: dict[str, list[Decision]] = {
     "both": [(18, "stop", "then stop"), (18, "checkpoint", "save it")],
     "two ranks": [(18, "stop", "rank 0")],
     "each window": [(8, "stop", "at step 2"), (18, "stop", "at step 12")],
+    "again under way": [(18, "checkpoint", "at step 12"), (23, "checkpoint", "at step 16")],
     "no reason": [(18, "stop", "")],
     "a state on one rank": [(18, "stop", "rank says so")],
     "a state on one rank, and a new layer": [(18, "stop", "rank says so")],
