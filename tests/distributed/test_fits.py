@@ -15,7 +15,7 @@ import torch
 
 from cmr_monitor_callbacks import CMRMonitorCallback
 from tests.distributed.fitting import STRICT, AtSteps, added, fitter, logger, module
-from tests.distributed.processes import Rank, free_port, results
+from tests.distributed.processes import Rank, free_port, results, start
 from tests.integration.event_files import series
 from tests.integration.tap import COUNTED
 from tests.models import LAYERS, loader
@@ -303,3 +303,43 @@ def test_test_and_predict_are_sums_too_and_no_training(said: Said) -> None:
                 layer: sum(other["taps"][stage][layer] for other in ranks) for layer in LAYERS
             }
             assert one["shown"][stage] == counted
+
+
+class _Fails(pl.Callback):
+    """One rank fails on its way."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 12:
+            raise ValueError("this rank is broken")
+
+
+def _failing(rank: Rank, port: int, mode: str) -> dict[str, Any]:
+    """How a run ends of which a rank fails, with or without the monitor."""
+    ours = [] if mode == "none" else [CMRMonitorCallback(monitoring={"on_monitor_error": mode})]
+    model, _ = module()
+    fit = fitter(rank, port, rank.folder / "run", [*ours, _Fails()], logger=False)
+    begun = time.monotonic()
+    try:
+        fit.fit(model, loader(80))
+    except Exception as error:
+        return {
+            "error": type(error).__name__,
+            "seconds": time.monotonic() - begun,
+            "failures": [list(callback.monitor.error_log) for callback in ours],
+            "attached": [b.probe.attached for b in model.blocks],  # type: ignore[union-attr]
+        }
+    return {"error": None}
+
+
+@pytest.mark.parametrize("mode", ["none", "log", "raise"])
+def test_an_exception_ends_both_as_it_would_without_the_monitor(tmp_path: Path, mode: str) -> None:
+    outcomes = start(_failing, 2, tmp_path / "job", free_port(), mode)
+    for outcome, error in zip(outcomes, ["RuntimeError", "ValueError"], strict=True):
+        assert outcome.code == 0, outcome.output
+        said = outcome.result
+        assert said["error"] == error
+        assert said["seconds"] < 20
+        assert not any(said["failures"])
+        assert not any(said["attached"])
+        left = [text for text in outcome.logs if text.startswith("steps 10 to 11 are not in")]
+        assert len(left) == len(outcome.logs) == (mode != "none")
