@@ -126,6 +126,10 @@ class Timed(CMRMonitorCallback):
         """Timed."""
         self._timed(super().on_before_optimizer_step, *args)
 
+    def _after_optimizer(self, *args: Any) -> None:
+        """Timed: the optimizer's own hook."""
+        self._timed(super()._after_optimizer, *args)
+
     def on_train_batch_end(self, *args: Any) -> None:
         """Timed."""
         self._timed(super().on_train_batch_end, *args)

@@ -38,7 +38,8 @@ class Snapshot:
         recent_times: the last raw durations of this process in seconds, by name.
         by_rank: the window's packed statistics, column ``1 + r`` that of rank ``r``; None where
             there is one process.
-        run_by_rank: the same since the start of the stage, or since the number of ranks changed.
+        run_by_rank: the same since the start of the stage; windows of one process are not in it,
+            and it starts anew where the number of several ranks changes.
 
     >>> Snapshot.empty("train").value("capture_efficiency")
     nan

@@ -208,7 +208,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         logger.warning("%s, for %s", kind, reason)
         if kind == "stop":
             trainer.should_stop = True
-        elif trainer.checkpoint_callback is not None:
+        else:
             folder = (
                 getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
             )
