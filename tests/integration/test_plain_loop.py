@@ -113,3 +113,16 @@ def test_a_million_steps_take_no_memory() -> None:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert monitor.snapshot.value("states_captured") == 3 * 60 * 1_000_000
     assert grown < 4096  # KiB
+
+
+def test_a_failure_of_the_monitor_is_a_finding_of_its_health() -> None:
+    monitor = CMRPerformanceMonitor({"log_every_n_steps": 1})
+    with monitor.track_performance():
+        pass
+    assert monitor.get_health_status()["components"]["monitor"] == "healthy"
+    monitor.note_failure("reduction", RuntimeError("rank 1 is gone"))
+    with monitor.track_performance():
+        pass
+    [alert] = monitor.get_health_status()["firing"]
+    assert (alert["rule"], alert["severity"], alert["value"]) == ("monitor_failing", "warning", 1.0)
+    assert monitor.get_health_status()["components"]["monitor"] == "warning"
