@@ -196,11 +196,18 @@ class RankGroup(Group):
 
     def close(self) -> None:
         """Let the groups go; no rank waits for another, but for what is under way."""
-        ended = self._thread.submit(self._destroy)
+        idle = self._thread.submit(lambda: None)
         self._thread.shutdown(wait=False)
-        concurrent.futures.wait([ended], self._seconds)
+        # torch 2.7 may never come back from a group whose operation timed out: a daemon, which the
+        # interpreter does not wait for at its end
+        last = threading.Thread(
+            target=self._destroy, args=(idle,), name="cmr-monitor-ranks-end", daemon=True
+        )
+        last.start()
+        last.join(self._seconds)
 
-    def _destroy(self) -> None:
+    def _destroy(self, idle: Future[None]) -> None:
+        concurrent.futures.wait([idle])
         with suppress(*_FAILURES):  # the job's groups may be gone already
             dist.destroy_process_group(self.group)
         while self._groups:
