@@ -400,37 +400,9 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         """Record the batch."""
         self._evaluation_batch_end(batch)
 
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Start timing a batch."""
-        self._evaluation_batch_start()
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        """Record the batch."""
-        self._evaluation_batch_end(batch)
-
-    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Start timing a batch."""
-        self._evaluation_batch_start()
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        """Record the batch."""
-        self._evaluation_batch_end(batch)
+    # the other stages' batches are timed alike
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     # -- sinks ------------------------------------------------------------------------------
 
