@@ -105,11 +105,11 @@ def picture() -> str:
     """Both curves, doubly logarithmic, as an SVG."""
     ranks = [2**i for i in range(1, 13)]
     left, top, width, height = 60, 20, 520, 260
-    low, high = 1e-5, 1.0
+    low, high = 1e-6, 1.0
 
     def place(count: int, seconds: float) -> str:
         x = left + width * (math.log2(count) - 1) / 11
-        y = top + height * (math.log10(high) - math.log10(seconds)) / 5
+        y = top + height * (math.log10(high) - math.log10(seconds)) / 6
         return f"{x:.1f},{y:.1f}"
 
     parts = [
@@ -117,10 +117,10 @@ def picture() -> str:
         'font-size="12">',
         '<rect width="640" height="340" fill="white"/>',
     ]
-    for power in range(-5, 1):
+    for power in range(-6, 1):
         x, y = place(2, 10.0**power).split(",")
         parts.append(f'<line x1="{x}" y1="{y}" x2="{left + width}" y2="{y}" stroke="#ddd"/>')
-        label = _time(10.0**power).replace("1000.0 ms", "1 s")
+        label = {-3: "1 ms", -2: "10 ms", -1: "100 ms", 0: "1 s"}.get(power, _time(10.0**power))
         parts.append(f'<text x="{left - 6}" y="{y}" text-anchor="end">{label}</text>')
     for count in RANKS:
         x, _ = place(count, low).split(",")
