@@ -136,6 +136,27 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
     *_statistics("throughput", Store.COUNT, "samples", "tokens"),
     *_statistics("throughput", Store.SUM, "sample_seconds", "token_seconds"),
     *_statistics("errors", Store.COUNT, "error_count", "operations", "nonfinite_count"),
+    # what no probe call says, but a monitor that watches by itself can see
+    *_statistics("moves", Store.COUNT, "states_overwritten", "states_merged", "clear_count"),
+    *_statistics("matches", Store.COUNT, "retrieval_hits", "slots_asked"),
+    *_statistics("similarity", Store.SUM, "reconstruction_similarity_sum"),
+    *_statistics(
+        "passage",
+        Store.COUNT,
+        "positions_seen",
+        "positions_padded",
+        "rows_seen",
+        "outputs_seen",
+        "outputs_nonfinite",
+    ),
+    *_statistics("passage", Store.SUM, "output_entropy_sum"),
+    *_statistics(
+        "optimization",
+        Store.COUNT,
+        "threshold_adjustments",
+        "batch_optimizations",
+        "prefetch_hits",
+    ),
 )
 
 TIMERS: Final[tuple[tuple[str, str], ...]] = (
@@ -292,6 +313,12 @@ _NOT_LOGGED: Final = frozenset(
         "reconstruction_calls",
         "states_loaded",
         "states_cleared",
+        "states_overwritten",
+        "states_merged",
+        "clear_count",
+        "retrieval_hits",
+        "sequence_length",
+        "padding_share",
         "batch_size",
         "tokens",
         "total_forward_time",
@@ -409,6 +436,16 @@ _ALL_METRICS: Final[tuple[MetricInfo, ...]] = (
     *_quantiles(
         "reconstruction", "reconstruction_time", "the time of a reconstruction call", logged=True
     ),
+    _ratio(
+        "reconstruction",
+        "reconstruction_similarity",
+        "reconstruction_similarity_sum",
+        "#reconstruction_similarity_sum",
+        "cosine of the hidden states before and after; 1: it did nothing. Sampled: the last step "
+        "of a window, at most 256 positions",
+        kind=Kind.MEAN,
+        polarity=Polarity.NEITHER,
+    ),
     # buffer
     MetricInfo(
         "total_entries",
@@ -460,6 +497,16 @@ _ALL_METRICS: Final[tuple[MetricInfo, ...]] = (
     ),
     _counter("buffer", "states_loaded", "states", "entries restored or imported"),
     _counter("buffer", "states_cleared", "states", "entries removed by an explicit clear"),
+    _counter("buffer", "states_overwritten", "states", "entries replaced in place"),
+    _counter(
+        "buffer", "states_merged", "states", "entries folded into others by a compression n:1"
+    ),
+    _counter(
+        "buffer",
+        "clear_count",
+        "calls",
+        "explicit clears; in the whole only, where the call names no layer",
+    ),
     _ratio(
         "buffer",
         "eviction_rate",
@@ -479,6 +526,8 @@ _ALL_METRICS: Final[tuple[MetricInfo, ...]] = (
         "cache_operations",
         "cache hits / operations where there is a cache",
     ),
+    _counter("retrieval", "retrieval_hits", "slots", "slots of a hit mask that were found"),
+    _ratio("retrieval", "retrieval_hit_rate", "retrieval_hits", "slots_asked", "found / asked"),
     _mean_seconds(
         "retrieval",
         "avg_retrieval_time",
@@ -507,6 +556,57 @@ _ALL_METRICS: Final[tuple[MetricInfo, ...]] = (
         polarity=Polarity.NEITHER,
     ),
     _counter("model", "tokens", "tokens", "token positions that entered the model"),
+    _ratio(
+        "model",
+        "sequence_length",
+        "positions_seen",
+        "rows_seen",
+        "token positions of a sequence, padding included",
+        kind=Kind.MEAN,
+        unit="tokens",
+        polarity=Polarity.NEITHER,
+    ),
+    _ratio(
+        "model",
+        "padding_share",
+        "positions_padded",
+        "positions_seen",
+        "padded positions / positions, where a mask says so",
+        polarity=Polarity.LOWER,
+    ),
+    _ratio(
+        "model",
+        "output_nonfinite_share",
+        "outputs_nonfinite",
+        "outputs_seen",
+        "share of the logits that is not finite. Sampled: the last step of a window, at most 256 "
+        "positions",
+        polarity=Polarity.LOWER,
+    ),
+    _ratio(
+        "model",
+        "output_entropy",
+        "output_entropy_sum",
+        "#output_entropy_sum",
+        "entropy of the predicted distribution; sampled likewise",
+        kind=Kind.MEAN,
+        unit="nats",
+        polarity=Polarity.NEITHER,
+    ),
+    # optimization
+    _counter(
+        "optimization",
+        "threshold_adjustments",
+        "adjustments",
+        "changes that the model's optimiser made to its relevance threshold",
+    ),
+    _counter(
+        "optimization",
+        "batch_optimizations",
+        "batches",
+        "batches that the model's optimiser rearranged",
+    ),
+    _counter("optimization", "prefetch_hits", "operations", "retrievals answered by a prefetch"),
     # timing
     _mean_seconds(
         "timing",
@@ -624,6 +724,7 @@ COMPONENTS: Final = (
     "reconstruction",
     "buffer",
     "retrieval",
+    "optimization",
     "timing",
     "errors",
     "model",

@@ -36,7 +36,9 @@ from cmr_monitor_callbacks.errors import CMRMonitorError, LayerError, MonitorFai
 from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.probes.attachment import Attachment
+from cmr_monitor_callbacks.probes.automatic import AutomaticAttachment
 from cmr_monitor_callbacks.probes.link import Link
+from cmr_monitor_callbacks.probes.report import Report
 from cmr_monitor_callbacks.ranks import own_seconds, straggler
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
@@ -111,6 +113,19 @@ class CMRPerformanceMonitor:
         self._attachment = Attachment(
             self._ledger, self._kinds, self.config.watches_layer, self._note_error
         )
+        self._automatic = AutomaticAttachment(
+            Report(
+                self._ledger,
+                self._kinds,
+                self.config.watches_layer,
+                self.clock.monotonic,
+                self._count_error,
+                self.note_failure,
+            ),
+            self.probes_config,
+            self.record_capture,
+            self.record_reconstruction,
+        )
         self._sources = self._find_sources()
         self._live = self.config.enable_real_time
         self._held = 0
@@ -140,18 +155,37 @@ class CMRPerformanceMonitor:
     # -- attaching --------------------------------------------------------------------------
 
     def attach(self, model: nn.Module) -> int:
-        """Listen to the probes of a model; those attached already stay so.
+        """Listen to the probes of a model, or watch it; what is attached already stays so.
 
         Returns:
-            number of probes that this monitor listens to.
+            number of probes and of objects of the model that this monitor listens to.
 
         Raises:
             LayerError: two layers would be shown under one name.
         """
         if self.probes_config.explicit:
             self._attachment.attach(model)
+        automatic = self.probes_config.automatic
+        if automatic or (automatic is None and not len(self._attachment)):
+            self._automatic.attach(model, self)
         self._sources = self._find_sources()
-        return len(self._attachment)
+        return len(self._attachment) + len(self._automatic)
+
+    def refresh(self) -> None:
+        """Before a step: notice objects of the model that were replaced since the last."""
+        if self._automatic:
+            with self.guard("looking for replaced objects"):
+                self._automatic.refresh()
+
+    def take_outputs(self, outputs: Any) -> None:
+        """Note the statistics that a training step returned, as numbers; nothing is kept alive."""
+        if self._automatic and isinstance(outputs, Mapping):
+            with self.guard("reading what the step returned"):
+                self._automatic.take_outputs(outputs)
+
+    def describe(self) -> str:
+        """What each number comes from, in lines; '' where nothing is watched."""
+        return self._automatic.describe()
 
     def place_cells(self, device: torch.device) -> None:
         """Make room for numbers that live on a device, before the first compiled call."""
@@ -168,7 +202,14 @@ class CMRPerformanceMonitor:
 
     def detach(self) -> None:
         """Stop listening; the model is as it was before."""
+        self._poll()
         self._attachment.detach()
+        self._automatic.detach()
+
+    def _poll(self) -> None:
+        if self._automatic:
+            with self.guard("reading the model"):
+                self._automatic.poll()
 
     # -- recording --------------------------------------------------------------------------
 
@@ -212,8 +253,13 @@ class CMRPerformanceMonitor:
             states_captured: states taken; no data where omitted.
             states_attempted: states tried; no data where omitted.
         """
-        fields = (states_attempted, states_captured, states_stored, capture_time, None)
-        self._record("capture", layer_idx, fields)
+        told = self._automatic.tells()
+        if "calls" in told:
+            return  # who tells of its calls is seen calling
+        fields: tuple[Any, ...] = (states_attempted, states_captured, states_stored)
+        if "capture" in told:
+            fields = (None, None, None)
+        self._record("capture", layer_idx, (*fields, capture_time, None))
 
     def record_reconstruction(
         self, layer_idx: Hashable, memories_used: int, reconstruction_time: float | None
@@ -225,6 +271,8 @@ class CMRPerformanceMonitor:
             memories_used: memories read; 0: it did nothing.
             reconstruction_time: duration in seconds.
         """
+        if "reconstruction" in self._automatic.tells():
+            return
         self._record("reconstruction", layer_idx, (memories_used, None, reconstruction_time))
 
     def _record(self, kind: str, layer: Hashable, fields: tuple[Any, ...]) -> None:
@@ -235,6 +283,7 @@ class CMRPerformanceMonitor:
     @contextmanager
     def track_performance(self) -> Iterator[CMRPerformanceMonitor]:
         """One step of a plain loop; yields the monitor."""
+        self.refresh()
         start = self.clock.monotonic()
         wait = None if self._last_end is None else start - self._last_end
         yield self
@@ -266,6 +315,7 @@ class CMRPerformanceMonitor:
     def close_window(self) -> None:
         """End the training window in hand; its snapshot comes as soon as its numbers are here."""
         start = self.clock.monotonic()
+        self._poll()
         self._publish()
         closed = self._ledger.close(self.current_step, self.clock.wall())
         if self._ranks.exchange is not None:
@@ -300,6 +350,7 @@ class CMRPerformanceMonitor:
         return tags[:whole], values[:whole]
 
     def _snapshot_now(self) -> Snapshot:
+        self._poll()
         reading = self._ledger.peek()
         step, time = self.current_step, self.clock.wall()
         return self._snapshot("train", reading, step, time, own=self.health.numbers())
@@ -330,6 +381,7 @@ class CMRPerformanceMonitor:
         """
         if self._ranks.exchange is not None:
             self._publish()
+        self._poll()
         self._ledger.enter(stage)
 
     def leave_stage(self, step: int) -> None:
@@ -344,6 +396,7 @@ class CMRPerformanceMonitor:
         stage, statistics = ledger.stage, ledger.current
         if stage == "train":
             return
+        self._poll()
         closed = ledger.close(step, self.clock.wall())
         ledger.enter("train")
         if stage == "sanity":
@@ -628,7 +681,8 @@ class CMRPerformanceMonitor:
         explicit = self._attachment.source()
         names = ("capture", "reconstruction", "buffer", "retrieval", "errors")
         sources = {name: explicit for name in names if explicit}
-        return {**sources, "timing": "timer:steps", "model": "batch:shapes", "monitor": "self"}
+        own = {"timing": "timer:steps", "model": "batch:shapes", "monitor": "self"}
+        return {**self._automatic.sources(), **sources, **own}
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -789,7 +843,18 @@ class CMRPerformanceMonitor:
             )
 
     def _note_error(self, link: Link, exc: BaseException) -> None:
-        text = f"layer {link.probe.layer}: {type(exc).__name__}: {_message(exc)}"
+        self._log_error(link.probe.layer, exc)
+
+    def _count_error(self, layer: Hashable | None, exc: BaseException) -> None:
+        if layer is not None and self.config.watches_layer(layer):
+            column = self._ledger.layout.column(layer)
+        else:
+            column = 0
+        self._ledger.recorder.add_any("errors", column, (1, None, None))
+        self._log_error(layer, exc)
+
+    def _log_error(self, layer: Hashable | None, exc: BaseException) -> None:
+        text = f"layer {layer}: {type(exc).__name__}: {_message(exc)}"
         self.error_log.append(f"step {self.current_step + 1}: {text}"[:500])
 
     def _note_invalid(self, sample: InvalidSample) -> None:

@@ -171,7 +171,9 @@ class Snapshot:
     def source(self, name: str) -> str:
         """Where a number comes from, such as ``explicit:blocks.4.probe``; empty without data."""
         name = canonical(name)
-        return self.sources.get(BY_NAME[name].component, "")
+        info = BY_NAME[canonical(name)]
+        found = self.sources.get(info.name, self.sources.get(info.numerator))
+        return self.sources.get(info.component, "") if found is None else found
 
     def unit(self, name: str) -> str:
         """The unit of a number."""

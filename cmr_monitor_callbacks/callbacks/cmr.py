@@ -185,10 +185,13 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self._open_sinks(trainer)
         if not found and self.monitor.config.watches_layer(None):
             logger.warning(
-                "found no CMRProbe in %s: only times are monitored. Hold a CMRProbe in each memory "
-                "layer and call it where states are captured, stored, retrieved and reconstructed",
+                "found no CMRProbe in %s, and no memory that is recognised: only times are "
+                "monitored. Hold a CMRProbe in each memory layer and call it where states are "
+                "captured, stored, retrieved and reconstructed",
                 type(pl_module).__name__,
             )
+        if trainer.is_global_zero and (text := self.monitor.describe()):
+            logger.info("what is watched in %s:\n%s", type(pl_module).__name__, text)
 
     @_guarded
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -265,6 +268,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         """Start timing a batch."""
         if self._gate_closed:  # a backward failed, and the loop went on
             self._set_gate(True)
+        self.monitor.refresh()
         self._timer.batch_start(self._now())
 
     def on_before_backward(
@@ -306,6 +310,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         try:
             if self._counts_batches:  # not at its start: a batch that Lightning skips never ends
                 timer.holds(*batch_shape(batch))
+            self.monitor.take_outputs(outputs)
             if batch_steps(trainer, batch_idx):
                 self.monitor.record_step(*timer.take())
                 self.monitor.step(current_step(trainer))

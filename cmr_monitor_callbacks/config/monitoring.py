@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -98,10 +99,29 @@ class MonitoringConfig(Settings):
 
 
 class ProbesConfig(Settings):
-    """How numbers leave the model (argument ``probes``)."""
+    """How numbers leave the model (argument ``probes``).
+
+    >>> ProbesConfig(layer_names={"net.blocks.3.*": 3}).automatic is None
+    True
+    """
 
     explicit: bool = True
     """Attach the `CMRProbe`s that the model holds."""
+    automatic: bool | None = None
+    """Find the model's memory and watch it; null: where the model holds no `CMRProbe`."""
+    wrap: bool = True
+    """Replace methods of the objects found, while they are watched: exact counts and times."""
+    hooks: bool = True
+    """Hook the modules found: reconstructors, scorers, what enters and leaves the model."""
+    poll: bool = True
+    """Read counters that the model keeps itself, where nothing better is seen."""
+    objects: tuple[str, ...] = ()
+    """Globs of the paths of the objects to be watched; empty: all that are found."""
+    layer_names: dict[str, int | str] = Field(default_factory=dict)
+    """Layers by the glob of an object's path, where its calls name none."""
+    read: Callable[[Any], Mapping[str, Any]] | None = None
+    """A function from the model to numbers by metric, called once per window: counters so far and
+    gauges as they are, each a number or numbers by layer."""
 
 
 class SinksConfig(Settings):

@@ -61,6 +61,7 @@ class Link:
 
     def add_any(self, kind: str, fields: Sequence[Any]) -> None:
         """See `ProbeLink.add_any`."""
+        self._recorder.spoken.add(kind)
         self._recorder.add_any(kind, self.slot, fields)
 
     def cells(self, kind: str, device: torch.device) -> CellRow:

@@ -20,6 +20,11 @@ from cmr_monitor_callbacks.recording.recorder import InvalidSample, Recorder
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
 
 _WATCHED = [ROW["error_count"], ROW["nonfinite_count"]]
+_CAME = [ROW[name] for name in ("states_stored", "states_loaded")]
+_WENT = [
+    ROW[name]
+    for name in ("eviction_count", "states_overwritten", "states_merged", "states_cleared")
+]
 OnInvalid = Callable[[InvalidSample], None]
 
 
@@ -80,6 +85,9 @@ class Ledger:
         self.invalid_samples = 0
         self.dirty = False
         """Whether training's window in hand has anything in it."""
+        self.came = np.zeros(self.layout.width)
+        """By column: entries that came less those that went, as far as the host was told; those of
+        a sanity check, which is thrown away, left out."""
         self.recent_times = {}
         self._holds = Packed.empty(self.layout.width)
         self._train = StageStatistics(self.layout)
@@ -118,6 +126,10 @@ class Ledger:
         self.events += events
         if self.stage == "train":
             self.dirty = self.dirty or events > 0
+        if self.stage != "sanity":
+            moved_in = packed.values[_CAME].sum(axis=0) - packed.values[_WENT].sum(axis=0)
+            moved_in[: len(self.came)] += self.came
+            self.came = moved_in
         # where a source is live and nothing went wrong, 0 is a number
         packed.samples[_WATCHED] += 1
         for sample in self.recorder.invalid:

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks import events
-from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, UNIT_INTERVAL
+from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, STATISTICS, UNIT_INTERVAL
 from cmr_monitor_callbacks.folding import TIMER_ROWS, Durations, add_durations, add_event, check
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.recording.fold import FIELDS, STRIDE, Fold
 from cmr_monitor_callbacks.recording.steps import STRIDE as STEP_STRIDE
 from cmr_monitor_callbacks.recording.steps import add_steps
+from cmr_monitor_callbacks.recording.tally import add_tally
 
 Keep = Mapping[int, Callable[[NDArray[np.float64]], None]]
 ON_DEVICE: Final = object()
@@ -61,6 +62,9 @@ class Recorder:
     Attributes:
         lists: by kind, events one after the other: the layer's column, then `fold.FIELDS`. Whole
             numbers are ints, others floats, None is no data. What extends them adds one event.
+        tally: what the monitor saw by itself: places and numbers in turn, see `tally`.
+        spoken: components of which a probe has said anything; the tally's are left out from then
+            on, for the model's author knows best.
         steps: what the monitor timed itself, one after the other, each with `steps.STEP_FIELDS`.
         invalid: values that were not taken.
 
@@ -74,6 +78,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.lists: dict[str, list[Any]] = {kind: [] for kind in FIELDS}
+        self.tally: list[Any] = []
+        self.spoken: set[str] = set()
         self.steps: list[Any] = []
         self.invalid: list[InvalidSample] = []
         self._fold = Fold(FIELDS)
@@ -157,16 +163,24 @@ class Recorder:
             for start in range(0, len(items), stride):
                 self._add_checked(kind, items[start], items[start + 1 : start + stride])
 
+    def _add_tally(self, packed: Packed, items: Sequence[Any], durations: Durations) -> None:
+        self._aside_events += len(items) // 2
+        for name, column, number in add_tally(packed, items, durations, self.spoken):
+            component = next(s.component for s in STATISTICS if s.name == name)
+            reason = "not finite" if not math.isfinite(number) else "out of range"
+            self.invalid.append(InvalidSample(component, name, column, repr(number), reason))
+
     @property
     def pending(self) -> bool:
         """Whether anything waits to be drained."""
-        return self._aside is not None or any(self.lists.values()) or bool(self.steps)
+        lists = (*self.lists.values(), self.steps, self.tally)
+        return self._aside is not None or any(lists)
 
     def clear(self) -> None:
         """Forget what was recorded."""
         self._clear_aside()
         self.invalid.clear()
-        for items in (self.steps, *self.lists.values()):
+        for items in (self.steps, self.tally, *self.lists.values()):
             del items[:]
 
     def drain(self, width: int, keep: Keep) -> tuple[Packed, int]:
@@ -183,6 +197,10 @@ class Recorder:
         durations: Durations = []
         taken = {kind: _taken(self.lists[kind]) for kind in FIELDS}
         self._add(self._fold, packed, taken, durations)
+        self.spoken.update(kind for kind, items in taken.items() if items)
+        tally = _taken(self.tally)
+        if tally:
+            self._add_tally(packed, tally, durations)
         steps = _taken(self.steps)
         if steps:
             self._aside_events += len(steps) // STEP_STRIDE

@@ -1,0 +1,334 @@
+"""Watching a model that nobody instrumented: find its memory, listen to it, let it go."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from cmr_monitor_callbacks.catalogue import STATISTICS
+from cmr_monitor_callbacks.config import ProbesConfig
+from cmr_monitor_callbacks.layers import matches
+from cmr_monitor_callbacks.probes.adapters import recognise
+from cmr_monitor_callbacks.probes.arguments import ArgumentWatch
+from cmr_monitor_callbacks.probes.report import Report
+from cmr_monitor_callbacks.probes.survey import Part, attributes, part_of, survey
+from cmr_monitor_callbacks.probes.watches.base import CLEARED, CLEARS, EVICTED, LOADED, Watch, Ways
+from cmr_monitor_callbacks.probes.watches.buffer import BufferWatch
+from cmr_monitor_callbacks.probes.watches.capture import CaptureWatch
+from cmr_monitor_callbacks.probes.watches.counters import CounterWatch, dictionaries
+from cmr_monitor_callbacks.probes.watches.indexed import IndexedWatch
+from cmr_monitor_callbacks.probes.watches.readings import ReadingWatch
+from cmr_monitor_callbacks.probes.watches.reconstruction import ReconstructionWatch
+from cmr_monitor_callbacks.probes.watches.retrieval import RetrievalWatch
+from cmr_monitor_callbacks.probes.watches.seam import SeamWatch, Told
+
+logger = logging.getLogger(__name__)
+_COUNTED = (BufferWatch, IndexedWatch)
+
+
+class AutomaticAttachment:
+    """Everything that one monitor watches by itself.
+
+    Args:
+        report: where numbers go.
+        config: what is allowed.
+        capture: told of ``record_capture`` calls that a model makes to a monitor of its own.
+        reconstruction: likewise of ``record_reconstruction``.
+    """
+
+    def __init__(
+        self, report: Report, config: ProbesConfig, capture: Told, reconstruction: Told
+    ) -> None:
+        self._report = report
+        self._config = config
+        self._seam = capture, reconstruction
+        self.ways = self._new_ways()
+        self._watched: dict[int, tuple[Part, list[Watch]]] = {}
+        self._extra: list[Watch] = []
+        self._arguments: ArgumentWatch | None = None
+        self._model: nn.Module | None = None
+        self._offsets: dict[Hashable | None, float] = {}
+        self.outputs: dict[str, Mapping[Any, Any]] = {}
+        """The newest statistics that a training step returned, as numbers."""
+
+    def _new_ways(self) -> Ways:
+        config = self._config
+        return Ways(self._report, wrap=config.wrap, hooks=config.hooks, poll=config.poll)
+
+    def __len__(self) -> int:
+        """Objects of the model that are watched."""
+        return len(self._watched)
+
+    def __bool__(self) -> bool:
+        return bool(self._watched or self._extra)
+
+    # -- finding ----------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module, own_monitor: Any = None) -> None:
+        """Find what is new in a model and start to watch it; what is watched already stays so.
+
+        Args:
+            model: looked through, nothing of it is run.
+            own_monitor: this monitor: a model may hold it as its ``performance_monitor``.
+        """
+        first = self._model is None
+        self._model = model
+        found = [
+            (part, watches)
+            for part in survey(model)
+            if id(part.value) not in self._watched and self._wanted(part.path)
+            if (watches := recognise(part))
+        ]
+        self._choose(model, found, own_monitor)
+        for part, watches in found:
+            self._add(part, watches)
+        if first:
+            self._watch_the_rest(model)
+        self._begin_to_count()
+
+    def _wanted(self, path: str) -> bool:
+        return not self._config.objects or any(matches(g, path) for g in self._config.objects)
+
+    def _choose(
+        self, model: nn.Module, found: list[tuple[Part, list[Watch]]], own_monitor: Any
+    ) -> None:
+        """Who counts what, where several could."""
+        watches = [watch for _, some in found for watch in some]
+        ways = self.ways
+        ways.reconstructs |= any(isinstance(w, ReconstructionWatch) for w in watches)
+        if any(isinstance(w, CaptureWatch) for w in watches):
+            ways.calls_by = "capture"
+        elif ways.calls_by == "store" and _has_monitor(model, own_monitor):
+            ways.calls_by = "monitor"
+
+    def _add(self, part: Part, watches: list[Watch]) -> None:
+        for watch in watches:
+            layer = self._named(part.path)
+            if layer is not None and hasattr(watch, "layer"):
+                watch.layer = layer
+            try:
+                watch.install(self.ways)
+            except Exception as error:
+                self._report.failed(f"watching {part.path}", error)
+        self._watched[id(part.value)] = part, watches
+
+    def _named(self, path: str) -> Hashable | None:
+        return next(
+            (name for glob, name in self._config.layer_names.items() if matches(glob, path)), None
+        )
+
+    def _watch_the_rest(self, model: nn.Module) -> None:
+        """Counters where nothing better is seen, the user's own reading, arguments of forwards."""
+        config, seen = self._config, self._better()
+        extra: list[Watch] = []
+        if config.wrap:
+            parts = [part for part in survey(model) if "record_capture" in part.offers]
+            extra += [SeamWatch(part, *self._seam) for part in parts]
+        if config.poll:
+            for part in survey(model):
+                if dictionaries(part) and self._wanted(part.path):
+                    extra.append(CounterWatch(part, partial(dictionaries, part), seen))
+            root = part_of(model, "")
+            extra.append(CounterWatch(root, lambda: self.outputs, seen))
+        if config.read is not None:
+            extra.append(ReadingWatch(part_of(model, ""), config.read))
+        for watch in extra:
+            try:
+                watch.install(self.ways)
+            except Exception as error:
+                self._report.failed(f"watching {watch.path}", error)
+        self._extra += extra
+        if config.hooks and config.wrap:
+            self._arguments = ArgumentWatch(self._take_argument)
+            self._arguments.install(model, self.ways)
+
+    def _better(self) -> set[str]:
+        """Kinds of counters that are seen better than by reading the model's own."""
+        watches = [watch for _, some in self._watched.values() for watch in some]
+        wraps = self.ways.wrap
+        seen: set[str] = set()
+        if any(isinstance(w, _COUNTED) and w.counts_moves for w in watches):
+            seen |= {"capture", "moves"}
+        if wraps and any(isinstance(w, (RetrievalWatch, BufferWatch)) for w in watches):
+            seen |= {"retrieval", "cache"}
+        if self.ways.reconstructs:
+            seen.add("reconstruction")
+        return seen
+
+    def _take_argument(self, value: Any, path: str, directly: bool) -> None:
+        """Watch an object that a forward is given; its layer is the module that it comes to."""
+        known = self._watched.get(id(value))
+        if known is not None:
+            part, watches = known
+            if directly and not part.links and part.path != path:
+                for watch in watches:
+                    if isinstance(watch, _COUNTED):
+                        self._rename(watch, path)
+                self._watched[id(value)] = part_of(value, path), watches
+            return
+        part = part_of(value, path)
+        watches = recognise(part) if self._wanted(path) else []
+        if watches:
+            self._add(part, watches)
+            self._begin_to_count()
+
+    def _rename(self, watch: Any, path: str) -> None:
+        if self._named(path) is None and watch.layer == watch.path:
+            held = watch.holds().get(watch.layer, 0)
+            if watch.layer in self._offsets:
+                self._offsets[watch.layer] -= held
+            watch.path = watch.layer = path
+            self._offsets[path] = self._offsets.get(path, 0.0) + held
+
+    # -- while it runs ----------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Notice objects that were replaced; a few identity tests, cheap enough for every step."""
+        gone = [key for key, (part, _) in self._watched.items() if not part.still_there]
+        if not gone:
+            return
+        self.poll()
+        for key in gone:
+            _, watches = self._watched.pop(key)
+            for watch in watches:
+                if isinstance(watch, _COUNTED):
+                    self._let_go(watch)
+        if self._model is not None:
+            self.attach(self._model)
+
+    def _let_go(self, watch: Any) -> None:
+        """A buffer was dropped, and its entries with it: they were cleared."""
+        report = self._report
+        if not self._counts(watch):
+            return
+        for layer, count in watch.holds().items():
+            at = report.place(layer)
+            if at is not None:
+                report.extend((at + CLEARED, count))
+        report.fold()
+
+    def _counts(self, watch: Any) -> bool:
+        return isinstance(watch, _COUNTED) and bool(watch.counts_moves) and self.ways.wrap
+
+    def _held(self) -> dict[Hashable | None, int]:
+        """Entries by layer in all buffers whose moves are counted."""
+        held: dict[Hashable | None, int] = {}
+        for _, watches in self._watched.values():
+            for watch in watches:
+                if self._counts(watch):
+                    for layer, count in watch.holds().items():  # type: ignore[attr-defined]
+                        held[layer] = held.get(layer, 0) + count
+        return held
+
+    def _begin_to_count(self) -> None:
+        """Entries held before are nobody's doing; a layer that comes later begins at 0."""
+        report = self._report
+        report.fold()
+        begun = bool(self._offsets)
+        for layer, count in self._held().items():
+            if layer in self._offsets or report.place(layer) is None:
+                continue
+            came = report.came(report.column(layer))
+            # what a buffer that was assigned holds was loaded: that is told by the difference
+            self._offsets[layer] = -came if begun else count - came
+
+    def poll(self) -> None:
+        """Read what holds now, and tell what came and went unseen since the last time."""
+        report = self._report
+        report.fold()
+        for watch in [*(w for _, some in self._watched.values() for w in some), *self._extra]:
+            try:
+                watch.poll()
+            except Exception as error:
+                report.failed(f"reading {watch.path}", error)
+        self._compare_next()
+        if "buffer" not in report.kinds:
+            return
+        held = self._held()
+        for layer in {*held, *self._offsets}:
+            at = report.place(layer)
+            if at is None:
+                continue
+            expected = self._offsets.setdefault(layer, 0.0) + report.came(report.column(layer))
+            gap = round(held.get(layer, 0) - expected)
+            report.extend((at + LOADED, max(0, gap), at + CLEARED, max(0, -gap), at + EVICTED, 0))
+        if held:
+            report.extend((CLEARS, 0))
+
+    def _compare_next(self) -> None:
+        for _, watches in self._watched.values():
+            for watch in watches:
+                if isinstance(watch, ReconstructionWatch):
+                    watch.compare_next()
+
+    def take_outputs(self, outputs: Mapping[Any, Any]) -> None:
+        """Copy the numbers of the statistics that a training step returned."""
+        for key in ("performance_stats", "memory_stats", "memory_info"):
+            value = outputs.get(key)
+            if isinstance(value, Mapping):
+                self._copy(key, value, 0)
+
+    def _copy(self, name: str, value: Mapping[Any, Any], depth: int) -> None:
+        numbers: dict[Any, Any] = {}
+        for key, item in value.items():
+            if isinstance(item, (int, float)):
+                numbers[key] = item
+            elif isinstance(item, Mapping) and depth < 3:
+                plain = {k: x for k, x in item.items() if isinstance(x, (int, float))}
+                if len(plain) == len(item):
+                    numbers[key] = plain
+                self._copy(f"{name}.{key}", item, depth + 1)
+        self.outputs[name] = numbers
+
+    # -- telling ----------------------------------------------------------------------------
+
+    def tells(self) -> set[str]:
+        """What is seen: ``capture`` (states), ``calls`` (of the capture), ``reconstruction``."""
+        if not self:
+            return set()
+        seen = self._better()
+        return seen | {"calls"} if self.ways.calls_by == "capture" else seen
+
+    def sources(self) -> dict[str, str]:
+        """By component or metric, where its numbers come from; the first of several, and more."""
+        found: dict[str, list[str]] = {}
+        for watch in [*(w for _, some in self._watched.values() for w in some), *self._extra]:
+            for name, text in watch.sources.items():
+                if name.startswith("#"):
+                    name = STATISTICS[int(name[1:])].name
+                found.setdefault(name, []).append(text)
+        return {
+            name: texts[0] + (f" and {len(texts) - 1} more" if len(texts) > 1 else "")
+            for name, texts in found.items()
+        }
+
+    def describe(self) -> str:
+        """What was found, what each number comes from, and what cannot be known; '' if nothing."""
+        watches = [*(w for _, some in self._watched.values() for w in some), *self._extra]
+        lines = [f"  {name}: {text}" for name, text in sorted(self.sources().items())]
+        unknown = [f"  not known: {w.path}: {text}" for w in watches for text in w.unknown]
+        return "\n".join([*lines, *unknown])
+
+    def detach(self) -> None:
+        """Put everything back as it was."""
+        self.ways.wraps.undo()
+        for handle in self.ways.handles:
+            handle.remove()
+        self.ways = self._new_ways()
+        self._watched.clear()
+        self._extra.clear()
+        self._arguments = self._model = None
+        self._offsets.clear()
+        self.outputs = {}
+
+
+def _has_monitor(model: nn.Module, own: Any) -> bool:
+    for part in survey(model):
+        held = attributes(part.value).get("performance_monitor")
+        if held is not None and (held is own or "record_capture" in part_of(held, "").offers):
+            return held is own or not isinstance(held, type(own))
+    return False

@@ -1,0 +1,192 @@
+"""Reading what a call says: its layer, how many states it was given, how many entries came back."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, Sized
+from typing import Any, Final
+
+import torch
+
+LAYER_NAMES: Final = (
+    "layer_idx",
+    "layer_id",
+    "layer_index",
+    "layer",
+    "layer_name",
+    "layer_num",
+    "layer_no",
+)
+_OF_CONTEXT: Final = ("current_layer_idx", *LAYER_NAMES)
+MEMORY_NAME: Final = re.compile(r"mem|cache|buffer|bank|queue|retriev|past_state", re.IGNORECASE)
+UNKNOWN: Final = object()
+LayerOf = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+
+
+def parameters(function: Any) -> list[inspect.Parameter]:
+    """Parameters of a bound method; none where it does not say."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def layer_parameter(function: Any) -> tuple[str, int, Any] | None:
+    """Name, position and default of the parameter that names a layer."""
+    for position, parameter in enumerate(parameters(function)):
+        if parameter.name in LAYER_NAMES:
+            empty = parameter.default is inspect.Parameter.empty
+            return parameter.name, position, UNKNOWN if empty else parameter.default
+    return None
+
+
+def layer_of(function: Any, otherwise: Any) -> LayerOf:
+    """How to tell a call's layer: its layer argument, what an argument holds, or ``otherwise``."""
+    found = layer_parameter(function)
+    if found is not None:
+        name, position, default = found
+
+        def by_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if name in kwargs:
+                return kwargs[name]
+            return args[position] if len(args) > position else default
+
+        return by_argument
+
+    def by_content(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for value in (*args, *kwargs.values()):
+            held = held_layer(value)
+            if held is not UNKNOWN:
+                return held
+        return otherwise
+
+    return by_content
+
+
+def held_layer(value: Any) -> Any:
+    """The layer that an entry or a context names, `UNKNOWN` where it names none."""
+    if isinstance(value, Mapping):
+        own: Any = value
+    else:
+        own = getattr(value, "__dict__", None)
+        if own is None:
+            return _slotted_layer(value)
+    for name in _OF_CONTEXT:
+        if name in own:
+            return own[name]
+    return _slotted_layer(value)
+
+
+def _slotted_layer(value: Any) -> Any:
+    if isinstance(value, (torch.Tensor, str, bytes, int, float, list, dict, type(None))):
+        return UNKNOWN
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return UNKNOWN
+    names = (*getattr(type(value), "__slots__", ()), *getattr(type(value), "_fields", ()))
+    for name in _OF_CONTEXT:
+        if name in names:
+            return getattr(value, name, UNKNOWN)
+    return UNKNOWN
+
+
+_RETURNED_KEYS: Final = ("memories", "entries", "retrieved_memories", "retrieved", "states")
+
+
+def returned_entries(out: Any) -> int | None:
+    """How many entries a retrieval gave back; None where that cannot be told.
+
+    >>> returned_entries([1, 2, 3]), returned_entries({4: [1], 6: [2, 3]}), returned_entries(None)
+    (3, 3, 0)
+    """
+    if out is None:
+        return 0
+    if isinstance(out, torch.Tensor):
+        return positions(out)
+    if isinstance(out, tuple) and not hasattr(out, "_fields"):
+        return returned_entries(out[0]) if out else 0
+    if isinstance(out, (list, set, deque)):
+        return len(out)
+    if isinstance(out, Mapping):
+        for key in _RETURNED_KEYS:
+            if key in out:
+                return returned_entries(out[key])
+        if all(isinstance(item, (list, tuple, deque)) for item in out.values()):
+            return sum(len(item) for item in out.values())
+    return None
+
+
+def positions(states: torch.Tensor) -> int:
+    """States in a tensor whose last dimension is a state: 1 for a single one.
+
+    >>> positions(torch.zeros(8)), positions(torch.zeros(4, 8)), positions(torch.zeros(2, 3, 8))
+    (1, 4, 6)
+    """
+    count = 1
+    for size in states.shape[:-1]:
+        count *= size
+    return count
+
+
+def offered_states(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """States handed to a store: by its name one, else by the shape of its first tensor or list."""
+    if name.endswith(("_state", "_entry", "_memory", "_one")):
+        return 1
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            return positions(value)
+        if isinstance(value, (list, tuple)):
+            return len(value)
+    return 1
+
+
+def size_of(value: Any) -> int | None:
+    """Bytes of an entry's tensors: of itself, or of what it holds directly."""
+    if isinstance(value, torch.Tensor):
+        return int(value.nelement() * value.element_size())
+    nbytes = getattr(value, "nbytes", None) if type(value).__module__ == "numpy" else None
+    if isinstance(nbytes, int):
+        return nbytes
+    if isinstance(value, Mapping):
+        items: Any = value.values()
+    elif isinstance(value, (list, tuple)):
+        items = value
+    else:
+        items = getattr(value, "__dict__", {}).values() or [
+            getattr(value, name, None) for name in getattr(type(value), "__slots__", ())
+        ]
+    found = [
+        int(item.nelement() * item.element_size())
+        for item in items
+        if isinstance(item, torch.Tensor)
+    ]
+    return sum(found) if found else None
+
+
+_SAMPLED: Final = 16
+
+
+def bytes_of(entries: Any) -> int | None:
+    """Bytes of the tensors of many entries.
+
+    A few spread over all of them are looked at; only where these differ are all added up.
+    """
+    count = len(entries)
+    if not count:
+        return 0
+    try:
+        picked = sorted({i * (count - 1) // (_SAMPLED - 1) for i in range(_SAMPLED)})
+        sizes = {size_of(entries[i]) for i in picked}
+    except (TypeError, KeyError, IndexError):  # a mapping or a set
+        items = list(entries.values()) if isinstance(entries, Mapping) else list(entries)
+        return bytes_of(items)
+    if len(sizes) == 1:
+        one = sizes.pop()
+        return None if one is None else one * count
+    return sum(size_of(entry) or 0 for entry in entries)
+
+
+def length(value: Any) -> int | None:
+    """How many items a container has; None: it is none."""
+    return len(value) if isinstance(value, Sized) else None

@@ -1,0 +1,213 @@
+"""The survey: every part of a model that may be a memory, and where it is.
+
+Half of the memories in the field are no modules: dicts, lists, deques, plain objects that a module
+holds. So the survey looks at the attributes of modules and of what they hold. It reads instance
+dictionaries and slots alone: no property, ``__getattr__`` or method of the model ever runs.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+_LOOKED_AT: Final = 64
+"""Items of a container that are looked at; a longer one is data, not parts."""
+_DEEPEST: Final = 5
+_TORCH_OWN: Final = frozenset(vars(nn.Module()))
+_FOREIGN: Final = re.compile(
+    r"(pytorch_lightning|lightning|lightning_fabric|torch|torchmetrics|numpy|logging|threading|"
+    r"concurrent|multiprocessing|asyncio|tensorboard|omegaconf|hydra|builtins|collections|pathlib|"
+    r"cmr_monitor_callbacks|datetime|decimal|random|re|_io|io|weakref|functools|types|typing)(\.|$)"
+)
+"""Whose objects are nobody's memory; containers and modules are looked into all the same."""
+_WRAPPERS: Final = re.compile(
+    r"(^|\.)(_fsdp_wrapped_module|_forward_module|_orig_mod|_checkpoint_wrapped_module)(?=\.|$)"
+)
+
+
+Link = tuple[Any, Any, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """An object of the model.
+
+    Attributes:
+        value: the object.
+        path: where it is within the model, as a person would write it, wrappers left out.
+        links: how it is reached from the module that holds it: dictionary or list, key, value.
+        offers: names of the methods that it or its class has.
+    """
+
+    value: Any
+    path: str
+    links: tuple[Link, ...] = field(repr=False, default=())
+    offers: frozenset[str] = field(repr=False, default=frozenset())
+
+    @property
+    def still_there(self) -> bool:
+        """Whether its place still holds it; cheap enough for every step."""
+        try:
+            return all(holder[key] is value for holder, key, value in self.links)
+        except (KeyError, IndexError):
+            return False
+
+
+def survey(model: Any) -> Iterator[Part]:
+    """Every part of a model once, outer ones first; the model itself has the path ''."""
+    seen: set[int] = set()
+    yield from _visit(model, "", (), 0, seen)
+
+
+def part_of(value: Any, path: str) -> Part:
+    """An object that nothing of the model holds, such as an argument of a forward."""
+    return Part(value, path, offers=offers(value))
+
+
+def offers(value: Any) -> frozenset[str]:
+    """Names of the methods that an object has, of its class or of its own; nothing is run."""
+    own = {name for name, item in _own(value).items() if callable(item)}
+    cls: Any = type(value)
+    return _methods(cls) | own if own else _methods(cls)
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """What an object itself holds: its dictionary and its slots; no property is run."""
+    cls: Any = type(value)
+    slots = _slots(cls)
+    if not slots:
+        return _own(value)
+    out = dict(_own(value))
+    for name, slot in slots:
+        try:
+            out[name] = slot.__get__(value)
+        except AttributeError:  # never assigned
+            continue
+    return out
+
+
+def plain_path(path: str) -> str:
+    """A path without what FSDP, torch.compile and checkpoint wrappers put into it.
+
+    >>> plain_path("_forward_module._fsdp_wrapped_module.net._orig_mod.buffer")
+    'net.buffer'
+    """
+    return _WRAPPERS.sub("", path).lstrip(".")
+
+
+def _own(value: Any) -> dict[str, Any]:
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except (AttributeError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@lru_cache(maxsize=4096)
+def _methods(cls: type) -> frozenset[str]:
+    found: set[str] = set()
+    for base in cls.__mro__[:-1]:
+        if base is nn.Module:
+            break
+        found.update(
+            name
+            for name, item in vars(base).items()
+            if isinstance(item, (types.FunctionType, classmethod, staticmethod))
+        )
+    return frozenset(found)
+
+
+@lru_cache(maxsize=4096)
+def _slots(cls: type) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (name, item)
+        for base in cls.__mro__
+        for name, item in vars(base).items()
+        if isinstance(item, types.MemberDescriptorType) and not name.startswith("__")
+    )
+
+
+def _visit(
+    value: Any, path: str, links: tuple[Link, ...], depth: int, seen: set[int]
+) -> Iterator[Part]:
+    if _is_leaf(value) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        yield Part(value, plain_path(path), links, offers(value))
+        yield from _visit_module(value, path, seen)
+    elif isinstance(value, (list, tuple, deque, Mapping)):
+        if type(value).__module__ not in ("builtins", "collections"):
+            yield Part(value, plain_path(path), links, offers(value))
+        if depth < _DEEPEST:
+            yield from _visit_items(value, path, links, depth + 1, seen)
+    elif not _FOREIGN.match(type(value).__module__) or isinstance(value, types.SimpleNamespace):
+        yield Part(value, plain_path(path), links, offers(value))
+        if depth < _DEEPEST:
+            own = _own(value)
+            for name, item in attributes(value).items():
+                to = (*links, (own, name, item)) if name in own else links
+                yield from _visit(item, _joined(path, name), to, depth + 1, seen)
+
+
+def _visit_module(module: nn.Module, path: str, seen: set[int]) -> Iterator[Part]:
+    own = _own(module)
+    for name, item in list(own.items()):
+        if name not in _TORCH_OWN and not name.startswith(("_trainer", "_fabric", "_log")):
+            yield from _visit(item, _joined(path, name), ((own, name, item),), 1, seen)
+    for name, child in list(own.get("_modules", {}).items()):
+        if child is not None:
+            yield from _visit(child, _joined(path, name), (), 0, seen)
+
+
+def _visit_items(
+    value: Any, path: str, links: tuple[Link, ...], depth: int, seen: set[int]
+) -> Iterator[Part]:
+    if isinstance(value, Mapping):
+        # a view of a defaultdict makes no key; another mapping's own methods are not run
+        if not isinstance(value, dict) or len(value) > _LOOKED_AT:
+            return
+        pairs: Any = list(value.items())
+    else:
+        if len(value) > _LOOKED_AT:
+            return
+        pairs = enumerate(islice(value, _LOOKED_AT))
+    for key, item in pairs:
+        to = (*links, (value, key, item)) if isinstance(value, (list, dict)) else links
+        yield from _visit(item, _joined(path, str(key)), to, depth, seen)
+
+
+def _is_leaf(value: Any) -> bool:
+    return value is None or isinstance(
+        value,
+        (
+            bool,
+            int,
+            float,
+            complex,
+            str,
+            bytes,
+            torch.Tensor,
+            torch.dtype,
+            torch.device,
+            type,
+            types.FunctionType,
+            types.BuiltinFunctionType,
+            types.MethodType,
+            types.ModuleType,
+            types.GeneratorType,
+        ),
+    )
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

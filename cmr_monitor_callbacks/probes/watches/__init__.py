@@ -1,0 +1,1 @@
+"""One file for each family of things that a monitor recognises in a model."""

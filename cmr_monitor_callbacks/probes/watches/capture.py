@@ -1,0 +1,137 @@
+"""Captures: the method of a model that scores hidden states and stores some of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from cmr_monitor_callbacks.probes.reading import layer_of, layer_parameter
+from cmr_monitor_callbacks.probes.report import compiling, graph_task
+from cmr_monitor_callbacks.probes.survey import Part, attributes
+from cmr_monitor_callbacks.probes.watches.base import (
+    CAPTURES,
+    CONSIDERED,
+    BaseWatch,
+    Ways,
+    guarded,
+    method,
+    report_error,
+    resolved,
+)
+from cmr_monitor_callbacks.recording.tally import SECONDS
+
+_CAPTURE: Final = re.compile(r"_*capture(_\w+)?$")
+_TIME: Final = SECONDS["capture"]
+
+
+class CaptureWatch(BaseWatch):
+    """Calls and time of a capture method; the states it takes are the buffer's to count."""
+
+    def __init__(self, part: Part, methods: list[str]) -> None:
+        super().__init__(part)
+        self._methods = methods
+
+    def install(self, ways: Ways) -> None:
+        """Wrap the methods."""
+        if ways.calls_by != "capture" or "capture" not in ways.report.kinds:
+            return
+        for name in self._methods:
+            if ways.wraps.replace(self._owner(), name, self._maker(ways, name)):
+                self.source("", "wrapped", name, "capture_calls", "avg_capture_time")
+
+    def _maker(self, ways: Ways, name: str) -> Callable[..., Any]:
+        report, scope, now = ways.report, ways.report.scope, ways.report.now
+        layer = layer_of(method(self._owner(), name), self.unnamed_layer)
+
+        def record(seconds: float, at_layer: Any) -> None:
+            at = report.place(at_layer)
+            if at is not None:
+                report.extend((at + CAPTURES, 1, at + _TIME, seconds))
+
+        safely = guarded(report, f"{self.path}.{name}", record)
+
+        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+            def capture(*args: Any, **kwargs: Any) -> Any:
+                if compiling() or scope.capturing or graph_task() != -1:
+                    return function(ref(), *args, **kwargs)
+                at_layer = resolved(layer(args, kwargs))
+                scope.capturing, scope.layer = True, at_layer
+                start = now()
+                try:
+                    out = function(ref(), *args, **kwargs)
+                except BaseException as exc:
+                    report_error(report, layer, args, kwargs, exc)
+                    raise
+                finally:
+                    scope.capturing, scope.layer = False, None
+                safely(now() - start, at_layer)
+                return out
+
+            return capture
+
+        return make
+
+
+class ScorerWatch(BaseWatch):
+    """States that a relevance scorer looks at, within a capture."""
+
+    def install(self, ways: Ways) -> None:
+        """Hook its forward."""
+        if not ways.hooks or "capture" not in ways.report.kinds or ways.calls_by != "capture":
+            return
+        report, scope = ways.report, ways.report.scope
+
+        def record(out: Any) -> None:
+            at = report.place(scope.layer)
+            if at is not None and isinstance(out, torch.Tensor):
+                report.extend((at + CONSIDERED, _scored(out)))
+
+        safely = guarded(report, self.path, record)
+
+        def scored(module: nn.Module, args: Any, out: Any) -> None:
+            if not compiling() and scope.capturing and graph_task() == -1:
+                safely(out[0] if isinstance(out, tuple) and out else out)
+
+        ways.handles.append(self._owner().register_forward_hook(scored))
+        self.source("", "hook", "forward", "states_considered", "selection_rate")
+
+
+def _scored(scores: torch.Tensor) -> int:
+    """Positions that have a score: rows times positions, whatever stands behind them."""
+    rows = 1
+    for size in scores.shape[:2]:
+        rows *= size
+    return rows
+
+
+def capture(part: Part) -> CaptureWatch | None:
+    """Recognise a method that captures the states of a layer."""
+    methods = [
+        name
+        for name in sorted(part.offers)
+        if _CAPTURE.match(name) and _of_states_and_layer(method(part.value, name))
+    ]
+    return CaptureWatch(part, methods) if methods else None
+
+
+def _of_states_and_layer(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    names = () if code is None else code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return layer_parameter(function) is not None and any(
+        "state" in name or "hidden" in name or name in ("x", "h") for name in names
+    )
+
+
+def scorer(part: Part) -> ScorerWatch | None:
+    """Recognise a module that scores the relevance of states."""
+    if not isinstance(part.value, nn.Module):
+        return None
+    if "relevance_threshold" not in attributes(part.value):
+        return None
+    inner = set(attributes(part.value).get("_modules", {}))
+    holds_memory = any("buffer" in name or "retriev" in name for name in inner)
+    return None if holds_memory else ScorerWatch(part)

@@ -1,0 +1,128 @@
+"""Counters that a model keeps itself, read once per window: used where nothing better is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from cmr_monitor_callbacks.packed import ROW
+from cmr_monitor_callbacks.probes.report import Report
+from cmr_monitor_callbacks.probes.survey import Part, attributes
+from cmr_monitor_callbacks.probes.watches.base import (
+    CACHE_HITS,
+    CAPTURED,
+    EVICTED,
+    RETRIEVALS,
+    STORED,
+    USING,
+    BaseWatch,
+    Ways,
+)
+
+_KEYS: Final[dict[str, tuple[str, int]]] = {
+    # only what is counted in a known unit: ``total_captures`` is calls in one model, states in
+    # another
+    "states_captured_per_layer": ("capture", CAPTURED),
+    "states_stored_per_layer": ("capture", STORED),
+    "reconstructions_per_layer": ("reconstruction", USING),
+    "total_insertions": ("moves", STORED),
+    "total_evictions": ("moves", EVICTED),
+    "eviction_count": ("moves", EVICTED),
+    "evictions": ("moves", EVICTED),
+    "insertions": ("moves", STORED),
+    "retrieval_operations": ("retrieval", RETRIEVALS),
+    "cache_hits": ("cache", CACHE_HITS),
+    "threshold_adjustments": ("optimization", ROW["threshold_adjustments"]),
+    "batch_optimizations": ("optimization", ROW["batch_optimizations"]),
+    "prefetch_hits": ("optimization", ROW["prefetch_hits"]),
+}
+"""By the model's key: what kind of thing it counts, and where that goes."""
+_COMPONENT: Final = {"moves": "buffer", "cache": "retrieval"}
+_AMBIGUOUS: Final = ("total_captures", "total_reconstructions", "total_retrievals")
+
+
+class CounterWatch(BaseWatch):
+    """Some dictionaries of counters of one object.
+
+    A counter says nothing before it has moved once: many models have fields that nothing ever
+    increments. One that falls was set back, and has counted from 0 since.
+
+    Args:
+        part: the object.
+        read: gives the dictionaries by name, or the object's own numbers under ''.
+        without: kinds that are seen better.
+    """
+
+    def __init__(
+        self, part: Part, read: Callable[[], dict[str, Mapping[Any, Any]]], without: set[str]
+    ) -> None:
+        super().__init__(part)
+        self._read = read
+        self._without = without
+        self._last: dict[tuple[str, Any], float] = {}
+        self._live: set[str] = set()
+
+    def install(self, ways: Ways) -> None:
+        """Take the counters' present values as their start."""
+        self._report: Report = ways.report
+        for name, counters in self._read().items():
+            for key, (kind, place) in _KEYS.items():
+                if key in counters and kind not in self._without and self._watched(kind):
+                    self._last.update(
+                        ((key, layer), value) for layer, value in _numbers(counters[key])
+                    )
+                    of = f"{name}.{key}" if name else key
+                    self.source("", "polled", of, f"#{place}")
+            self.unknown += [
+                f"{name}[{key!r}]: it does not say what it counts, calls or states"
+                for key in _AMBIGUOUS
+                if key in counters and kind_of(key) not in self._without
+            ]
+
+    def _watched(self, kind: str) -> bool:
+        return _COMPONENT.get(kind, kind) in self._report.kinds
+
+    def poll(self) -> None:
+        """Add what the counters rose by."""
+        for counters in self._read().values():
+            for key, (kind, place) in _KEYS.items():
+                if key in counters and kind not in self._without and self._watched(kind):
+                    for layer, value in _numbers(counters[key]):
+                        self._add(key, layer, value, place)
+
+    def _add(self, key: str, layer: Any, value: float, place: int) -> None:
+        last = self._last.get((key, layer), 0.0)
+        self._last[key, layer] = value
+        rose = value - last if value >= last else value
+        if rose:
+            self._live.add(key)
+        at = self._report.place(layer)
+        if at is not None and key in self._live:
+            self._report.extend((at + place, rose))
+
+
+def kind_of(key: str) -> str:
+    """What an ambiguous counter would be a counter of."""
+    return {"total_captures": "capture", "total_reconstructions": "reconstruction"}.get(
+        key, "retrieval"
+    )
+
+
+def _numbers(value: Any) -> list[tuple[Any, float]]:
+    """A counter's values by layer; of the whole, where it is one number."""
+    if isinstance(value, Mapping):
+        return [(layer, x) for layer, x in list(value.items()) if _is_count(x)]
+    return [(None, value)] if _is_count(value) else []
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+def dictionaries(part: Part) -> dict[str, Mapping[Any, Any]]:
+    """The statistics that an object keeps in dictionaries of its own."""
+    return {
+        name: value
+        for name, value in attributes(part.value).items()
+        if name.endswith("stats") and isinstance(value, Mapping)
+    }

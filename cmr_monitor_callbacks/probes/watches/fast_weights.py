@@ -1,0 +1,104 @@
+"""Fast weights: a memory that is a small network, written by gradient steps; it has no entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cmr_monitor_callbacks.probes.report import compiling, graph_task
+from cmr_monitor_callbacks.probes.survey import Part
+from cmr_monitor_callbacks.probes.watches.base import (
+    ATTEMPTED,
+    CAPTURED,
+    CAPTURES,
+    RETRIEVALS,
+    STORED,
+    BaseWatch,
+    Ways,
+    guarded,
+)
+from cmr_monitor_callbacks.recording.tally import SECONDS
+
+_CAPTURE_TIME, _RETRIEVAL_TIME = SECONDS["capture"], SECONDS["retrieval"]
+
+
+class FastWeightsWatch(BaseWatch):
+    """Token positions written to and read from a neural memory."""
+
+    def install(self, ways: Ways) -> None:
+        """Wrap its two methods."""
+        self._report = ways.report
+        self.unknown = ["entries, capacity and evictions: weights have none"]
+        if not ways.wrap:
+            return
+        for name, record, flag, kind in (
+            ("store_memories", self._record_store, "storing", "capture"),
+            ("retrieve_memories", self._record_retrieval, "retrieving", "retrieval"),
+        ):
+            if kind in ways.report.kinds and ways.wraps.replace(
+                self._owner(), name, self._maker(name, record, flag)
+            ):
+                self.source(kind, "wrapped", name)
+
+    def _maker(self, name: str, record: Callable[..., None], flag: str) -> Callable[..., Any]:
+        report, scope, now = self._report, self._report.scope, self._report.now
+        safely = guarded(report, f"{self.path}.{name}", record)
+
+        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                before = getattr(scope, flag)
+                if compiling() or before or graph_task() != -1:
+                    return function(ref(), *args, **kwargs)
+                setattr(scope, flag, self)
+                start = now()
+                try:
+                    out = function(ref(), *args, **kwargs)
+                except BaseException as exc:
+                    report.error(self.layer, exc)
+                    raise
+                finally:
+                    setattr(scope, flag, before)
+                safely(now() - start, out, args, kwargs)
+                return out
+
+            return call
+
+        return make
+
+    def _record_store(self, seconds: float, out: Any, args: Any, kwargs: Any) -> None:
+        at = self._report.place(self.layer)
+        sequence = next((x for x in (*args, *kwargs.values()) if torch.is_tensor(x)), None)
+        if at is None:
+            return
+        items: list[Any] = [at + CAPTURES, 1, at + _CAPTURE_TIME, seconds]
+        if sequence is not None and sequence.ndim >= 3:
+            rows, length = sequence.shape[-3:-1]
+            waiting = _remainder(out, sequence)
+            items += (at + ATTEMPTED, rows * length, at + CAPTURED, rows * length)
+            items += (at + STORED, rows * max(0, length - waiting))
+        self._report.extend(items)
+
+    def _record_retrieval(self, seconds: float, out: Any, args: Any, kwargs: Any) -> None:
+        at = self._report.place(self.layer)
+        if at is not None:
+            self._report.extend((at + RETRIEVALS, 1, at + _RETRIEVAL_TIME, seconds))
+
+
+def _remainder(out: Any, sequence: torch.Tensor) -> int:
+    """Positions that wait in the returned state for their chunk to be complete."""
+    for part in out if isinstance(out, tuple) else ():
+        for name in getattr(part, "_fields", ()):
+            value = getattr(part, name)
+            is_cache = "cache" in name and torch.is_tensor(value) and value.ndim >= 2
+            if is_cache and value.shape[-1] == sequence.shape[-1]:
+                return int(value.shape[-2])
+    return 0
+
+
+def fast_weights(part: Part) -> FastWeightsWatch | None:
+    """Recognise a neural memory."""
+    if {"store_memories", "retrieve_memories"} <= part.offers:
+        return FastWeightsWatch(part)
+    return None

@@ -1,0 +1,232 @@
+"""Indexed memories: ``add``, ``search`` and ``clear`` over an index, such as a KNN memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cmr_monitor_callbacks.probes.reading import returned_entries
+from cmr_monitor_callbacks.probes.report import compiling, graph_task
+from cmr_monitor_callbacks.probes.survey import Part, attributes
+from cmr_monitor_callbacks.probes.watches.base import (
+    ASKED,
+    ATTEMPTED,
+    BYTES,
+    CAPACITY,
+    CAPTURED,
+    CAPTURES,
+    CLEARED,
+    CLEARS,
+    ENTRIES,
+    EVICTED,
+    FOUND,
+    RETRIEVALS,
+    RETURNED,
+    STORED,
+    BaseWatch,
+    Ways,
+    guarded,
+)
+from cmr_monitor_callbacks.recording.tally import SECONDS
+
+_CAPTURE_TIME, _RETRIEVAL_TIME = SECONDS["capture"], SECONDS["retrieval"]
+_LIMITS = ("max_memories", "max_num_entries", "max_entries", "capacity", "max_size")
+_INDICES = ("knns", "indices", "indexes", "index")
+
+
+class IndexedWatch(BaseWatch):
+    """A memory that is searched; its entries are what its indices hold."""
+
+    counts_moves = False
+    """Whether what is added is seen; else only what holds now is known."""
+
+    def install(self, ways: Ways) -> None:
+        """Wrap its three methods."""
+        self._report = ways.report
+        if ways.wrap:
+            self._wrap(ways, "add", self._add, "capture")
+            self._wrap(ways, "search", self._search, "retrieval")
+            self._wrap(ways, "clear", self._clear, "")
+        self.source("buffer", "polled", self._index_name() or "index")
+        self.source("buffer", "wrapped", "add", "eviction_count")
+
+    def _wrap(self, ways: Ways, name: str, maker: Callable[..., Any], kind: str) -> None:
+        made = ways.wraps.replace(self._owner(), name, maker)
+        self.counts_moves |= made and name == "add"
+        if made and kind:
+            self.source(kind, "wrapped", name)
+
+    def _index_name(self) -> str | None:
+        own = attributes(self._owner())
+        return next((name for name in _INDICES if name in own), None)
+
+    def _indices(self) -> list[Any]:
+        name = self._index_name()
+        held = attributes(self._owner()).get(name or "")
+        return list(held) if isinstance(held, (list, tuple)) else [held]
+
+    def count(self) -> int:
+        """Entries held now, over all indices."""
+        return sum(_entries_of(index) for index in self._indices())
+
+    def _limit(self) -> int | None:
+        own = attributes(self._owner())
+        limit = next((own[name] for name in _LIMITS if type(own.get(name)) is int), None)
+        return None if limit is None else limit * len(self._indices())
+
+    def _add(self, function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        report, scope, now = self._report, self._report.scope, self._report.now
+
+        def record(seconds: float, before: int, args: Any, kwargs: Any) -> None:
+            at = report.place(self.layer)
+            if at is None:
+                return
+            offered, stored = self._offered(args, kwargs)
+            evicted = before + stored - self.count()
+            report.extend((at + ATTEMPTED, offered, at + CAPTURED, offered, at + STORED, stored))
+            report.extend((at + CAPTURES, 1, at + _CAPTURE_TIME, seconds))
+            report.extend((at + EVICTED, max(0, evicted)))
+
+        safely = guarded(report, f"{self.path}.add", record)
+
+        def add(*args: Any, **kwargs: Any) -> Any:
+            if compiling() or graph_task() != -1 or scope.storing is not None:
+                return function(ref(), *args, **kwargs)
+            before = self.count()
+            scope.storing = self
+            start = now()
+            try:
+                out = function(ref(), *args, **kwargs)
+            except BaseException as exc:
+                report.error(self.layer, exc)
+                raise
+            finally:
+                scope.storing = None
+            safely(now() - start, before, args, kwargs)
+            return out
+
+        return add
+
+    def _offered(self, args: Any, kwargs: Any) -> tuple[int, int]:
+        """States handed over, and those of them for which there is room in an empty memory."""
+        states = next((x for x in (*args, *kwargs.values()) if hasattr(x, "shape")), None)
+        if states is None:
+            return 1, 1
+        shape = tuple(states.shape)
+        rows = shape[0] if len(shape) > 2 else 1
+        each = shape[1] if len(shape) > 2 else (shape[0] if len(shape) > 1 else 1)
+        own = attributes(self._owner())
+        limit = next((own[name] for name in _LIMITS if type(own.get(name)) is int), each)
+        return rows * each, rows * min(each, limit)
+
+    def _search(self, function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        report, scope, now = self._report, self._report.scope, self._report.now
+
+        def record(seconds: float, out: Any) -> None:
+            at = report.place(self.layer)
+            if at is None:
+                return
+            items: list[Any] = [at + RETRIEVALS, 1, at + _RETRIEVAL_TIME, seconds]
+            mask = _mask(out)
+            if mask is None:
+                returned = returned_entries(out)
+                items += () if returned is None else (at + RETURNED, returned)
+            elif mask.device.type == "cpu":  # elsewhere it would have to be waited for
+                found = int(mask.sum())
+                items += (at + RETURNED, found, at + FOUND, found, at + ASKED, mask.numel())
+            report.extend(items)
+
+        safely = guarded(report, f"{self.path}.search", record)
+
+        def search(*args: Any, **kwargs: Any) -> Any:
+            if compiling() or scope.retrieving or graph_task() != -1:
+                return function(ref(), *args, **kwargs)
+            scope.retrieving = True
+            start = now()
+            try:
+                out = function(ref(), *args, **kwargs)
+            except BaseException as exc:
+                report.error(self.layer, exc)
+                raise
+            finally:
+                scope.retrieving = False
+            safely(now() - start, out)
+            return out
+
+        return search
+
+    def _clear(self, function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        report, scope = self._report, self._report.scope
+
+        def record(before: int) -> None:
+            at = report.place(self.layer)
+            if at is not None:
+                report.extend((at + CLEARED, max(0, before - self.count()), at + CLEARS, 1))
+
+        safely = guarded(report, f"{self.path}.clear", record)
+
+        def clear(*args: Any, **kwargs: Any) -> Any:
+            if scope.storing is not None:  # a wipe when full: an eviction
+                return function(ref(), *args, **kwargs)
+            before = self.count()
+            out = function(ref(), *args, **kwargs)
+            safely(before)
+            return out
+
+        return clear
+
+    def holds(self) -> dict[Any, int]:
+        """Entries held now, under this memory's layer."""
+        return {} if self._owner() is None else {self.layer: self.count()}
+
+    def poll(self) -> None:
+        """Entries, capacity and bytes."""
+        report = self._report
+        at = report.place(self.layer)
+        if "buffer" not in report.kinds or self._owner() is None or at is None:
+            return
+        count, limit, one = self.count(), self._limit(), self._bytes_of_one()
+        report.extend((at + ENTRIES, count))
+        if limit is not None:
+            report.extend((at + CAPACITY, limit))
+        if one is not None:
+            report.extend((at + BYTES, count * one))
+
+    def _bytes_of_one(self) -> int | None:
+        """Bytes of one slot of the store beside the index: rows, slots, and what an entry is."""
+        for value in attributes(self._owner()).values():
+            shape = getattr(value, "shape", None)
+            if shape is not None and len(shape) >= 3 and hasattr(value, "nbytes"):
+                slots = shape[0] * shape[1]
+                return int(value.nbytes) // slots if slots else None
+        return None
+
+
+def _entries_of(index: Any) -> int:
+    """Entries of one index: by the library's own count, else by its length."""
+    for held in (index, attributes(index).get("index")):
+        total = getattr(held, "ntotal", None)
+        if isinstance(total, int):
+            return total
+    ids = attributes(index).get("ids")
+    return len(ids) if ids is not None else 0
+
+
+def _mask(out: Any) -> torch.Tensor | None:
+    parts = out if isinstance(out, tuple) else (out,)
+    masks = [x for x in parts if isinstance(x, torch.Tensor) and x.dtype is torch.bool]
+    return masks[0] if masks else None
+
+
+def indexed(part: Part) -> IndexedWatch | None:
+    """Recognise a memory with an index."""
+    if not {"add", "search"} <= part.offers:
+        return None
+    own = attributes(part.value)
+    if not any(name in own for name in _LIMITS) or not any(name in own for name in _INDICES):
+        return None
+    # the index of one row is not the memory: that holds the entries themselves
+    whole = any(len(getattr(value, "shape", ())) >= 3 for value in own.values())
+    return IndexedWatch(part) if whole else None

@@ -1,0 +1,139 @@
+"""Retrieval: methods that give entries back, of a buffer or of a retriever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+from cmr_monitor_callbacks.probes.reading import layer_of, returned_entries
+from cmr_monitor_callbacks.probes.report import compiling, graph_task
+from cmr_monitor_callbacks.probes.survey import Part, attributes
+from cmr_monitor_callbacks.probes.watches.base import (
+    CACHE_HITS,
+    CACHE_OPERATIONS,
+    RETRIEVALS,
+    RETURNED,
+    BaseWatch,
+    Ways,
+    guarded,
+    method,
+    report_error,
+    resolved,
+)
+from cmr_monitor_callbacks.recording.tally import SECONDS
+
+_TIME = SECONDS["retrieval"]
+
+
+class CacheCounter:
+    """The model's own ``cache_hits``, which may be there and dead: nothing is said until it moves.
+
+    Args:
+        owner: attributes of the retriever.
+    """
+
+    def __init__(self, owner: Mapping[str, Any]) -> None:
+        self._own = owner
+        self._stats = next(
+            (
+                name
+                for name, value in owner.items()
+                if name.endswith("stats") and isinstance(value, Mapping) and "cache_hits" in value
+            ),
+            None,
+        )
+        self.there = self._stats is not None or type(owner.get("cache_hits")) is int
+        self.live = False
+        self.waiting: dict[int, int] = {}
+        """By place, operations since the start; the counter may turn out to be a live one."""
+
+    def read(self) -> Any:
+        """Its value now, from where it is now."""
+        if self._stats is None:
+            return self._own.get("cache_hits", 0)
+        return self._own.get(self._stats, {}).get("cache_hits", 0)
+
+
+class RetrievalWatch(BaseWatch):
+    """Outermost calls of the retrieval methods of one object."""
+
+    def __init__(self, part: Part, methods: list[str], layer: Hashable | None = None) -> None:
+        super().__init__(part, layer)
+        self._methods = methods
+        self._cache: CacheCounter | None = None
+
+    def install(self, ways: Ways) -> None:
+        """Wrap the methods."""
+        owner, report = self._owner(), ways.report
+        if "retrieval" not in report.kinds or not ways.wrap:
+            return
+        counter = CacheCounter(attributes(owner))
+        self._cache = counter if counter.there else None
+        for name in self._methods:
+            if ways.wraps.replace(owner, name, self._maker(ways, name)):
+                self.source("retrieval", "wrapped", name)
+        if self._cache is not None and self.sources:
+            self.source("", "wrapped", "cache_hits", "cache_hits", "cache_hit_rate")
+
+    def _maker(self, ways: Ways, name: str) -> Callable[..., Any]:
+        report, scope = ways.report, ways.report.scope
+        now, cache, owner = report.now, self._cache, self._owner()
+        layer = layer_of(method(owner, name), self.unnamed_layer)
+        record = guarded(report, f"{self.path}.{name}", self._recorder(ways, layer))
+
+        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+            def retrieve(*args: Any, **kwargs: Any) -> Any:
+                if compiling() or scope.retrieving or graph_task() != -1:
+                    return function(ref(), *args, **kwargs)
+                scope.retrieving = True
+                hits = None if cache is None else cache.read()
+                start = now()
+                try:
+                    out = function(ref(), *args, **kwargs)
+                except BaseException as exc:
+                    report_error(report, layer, args, kwargs, exc)
+                    raise
+                finally:
+                    scope.retrieving = False
+                record(now() - start, out, hits, args, kwargs)
+                return out
+
+            return retrieve
+
+        return make
+
+    def _recorder(self, ways: Ways, layer: Any) -> Callable[..., None]:
+        report, cache = ways.report, self._cache
+        extend, place = report.extend, report.place
+
+        def record(seconds: float, out: Any, hits: Any, args: Any, kwargs: Any) -> None:
+            at = place(resolved(layer(args, kwargs)))
+            if at is None:
+                return
+            returned = returned_entries(out)
+            if returned is None:
+                extend((at + RETRIEVALS, 1, at + _TIME, seconds))
+            else:
+                extend((at + RETRIEVALS, 1, at + _TIME, seconds, at + RETURNED, returned))
+            if cache is not None:
+                self._add_cache(report.extend, cache, at, hits)
+
+        return record
+
+    def _add_cache(self, extend: Any, cache: CacheCounter, at: int, before: Any) -> None:
+        hit = 1 if cache.read() > before else 0
+        if not cache.live:
+            if not hit:
+                cache.waiting[at] = cache.waiting.get(at, 0) + 1
+                return
+            cache.live = True
+            for where, operations in cache.waiting.items():
+                extend((where + CACHE_OPERATIONS, operations, where + CACHE_HITS, 0))
+            cache.waiting.clear()
+        extend((at + CACHE_OPERATIONS, 1, at + CACHE_HITS, hit))
+
+
+def retriever(part: Part) -> RetrievalWatch | None:
+    """Recognise an object that gives memories back."""
+    methods = sorted(name for name in part.offers if name.startswith("retrieve"))
+    return RetrievalWatch(part, methods) if methods else None

@@ -1,0 +1,134 @@
+"""Methods of one object replaced on that object, so that it can be undone without a trace."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable
+from copy import copy, deepcopy
+from typing import Any, Final
+
+_MISSING: Final = object()
+Call = Callable[..., Any]
+Make = Callable[[Call, Callable[[], Any]], Call]
+"""Given a function and what gives its first argument, the object itself, the one to call instead.
+
+The object is held weakly: a wrap must not keep a buffer alive, nor leave it to the garbage
+collector, when the model drops it."""
+
+
+class Wrapped:
+    """Stands in an object's dictionary where its class has a method.
+
+    A copy or a pickle of the object gets the class's method back: nothing of the monitor goes with
+    it, and a copy's calls never reach the original.
+    """
+
+    __slots__ = ("_function", "_name", "_owner")
+
+    def __init__(self, owner: Callable[[], Any], name: str, function: Call) -> None:
+        self._owner = owner
+        self._name = name
+        self._function = function
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_function"), name)
+
+    @property
+    def __self__(self) -> Any:
+        return self._owner()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if isinstance(self._function, _Own):
+            return deepcopy(self._function.original, memo)
+        owner = self._owner()  # None in `memo` where the method alone is copied
+        return types.MethodType(self._function, memo.get(id(owner), owner))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self._function, _Own):
+            return copy, (self._function.original,)
+        return getattr, (self._owner(), self._name)
+
+
+class _Own:
+    """A function that an object holds itself, and which is not given the object."""
+
+    def __init__(self, original: Call) -> None:
+        self.original = original
+
+    def __call__(self, _owner: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.original(*args, **kwargs)
+
+
+def _class_of(call: Call) -> type[Wrapped]:
+    # a class for each wrap: its `__call__` is then the function itself, with no frame in between
+    return type("Wrapped", (Wrapped,), {"__slots__": (), "__call__": staticmethod(call)})
+
+
+class Wraps:
+    """What one monitor has replaced, and how to put it back."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Callable[[], Any], str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def replace(self, owner: Any, name: str, make: Make) -> bool:
+        """Replace a method of an object.
+
+        Args:
+            owner: the object.
+            name: of the method.
+            make: what makes the function to call instead.
+
+        Returns:
+            whether it could be replaced: an object without a dictionary has nowhere to put it.
+        """
+        own = _dictionary(owner)
+        if own is None:
+            return False
+        before = own.get(name, _MISSING)
+        function = _function(owner, name) if before is _MISSING else _Own(before)
+        if function is None or isinstance(before, Wrapped):
+            return False
+        try:
+            ref: Callable[[], Any] = weakref.ref(owner)
+        except TypeError:
+            return False
+        own[name] = _class_of(make(function, ref))(ref, name, function)
+        self._made.append((ref, name, before))
+        return True
+
+    def undo(self) -> None:
+        """Put everything back; what somebody replaced since stays theirs."""
+        for ref, name, before in reversed(self._made):
+            own = _dictionary(ref())
+            if own is None or not isinstance(own.get(name), Wrapped):
+                continue
+            if before is _MISSING:
+                del own[name]
+            else:
+                own[name] = before
+        self._made.clear()
+
+
+def _dictionary(owner: Any) -> dict[str, Any] | None:
+    try:
+        found = object.__getattribute__(owner, "__dict__")
+    except (AttributeError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _function(owner: Any, name: str) -> Call | None:
+    """The class's method, to be called with the object; nothing of the object's is run."""
+    for cls in type(owner).__mro__:
+        item = vars(cls).get(name)
+        if isinstance(item, types.FunctionType):
+            return item
+        if isinstance(item, (staticmethod, classmethod)):
+            return _Own(item.__get__(owner, type(owner)))
+        if item is not None:
+            return None
+    return None
