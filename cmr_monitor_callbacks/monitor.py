@@ -176,6 +176,13 @@ class CMRPerformanceMonitor:
         if self._automatic:
             with self.guard("looking for replaced objects"):
                 self._automatic.refresh()
+                self._automatic.sample(self._begins_last_step())
+
+    def _begins_last_step(self) -> bool:
+        """Whether the step that begins is a window's last; its first, where nobody knows."""
+        if self._interval is not None:
+            return self.current_step == self._window_begin
+        return (self.current_step + 2) % self.window_steps == 0
 
     def take_outputs(self, outputs: Any) -> None:
         """Note the statistics that a training step returned, as numbers; nothing is kept alive."""
@@ -210,6 +217,8 @@ class CMRPerformanceMonitor:
         if self._automatic:
             with self.guard("reading the model"):
                 self._automatic.poll()
+            if self._automatic.changed:
+                self._sources = self._find_sources()
 
     # -- recording --------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,12 @@ from cmr_monitor_callbacks.probes.watches.buffer import BufferWatch
 from cmr_monitor_callbacks.probes.watches.capture import CaptureWatch
 from cmr_monitor_callbacks.probes.watches.counters import CounterWatch, dictionaries
 from cmr_monitor_callbacks.probes.watches.indexed import IndexedWatch
+from cmr_monitor_callbacks.probes.watches.passage import PassageWatch, passages
 from cmr_monitor_callbacks.probes.watches.readings import ReadingWatch
 from cmr_monitor_callbacks.probes.watches.reconstruction import ReconstructionWatch
 from cmr_monitor_callbacks.probes.watches.retrieval import RetrievalWatch
 from cmr_monitor_callbacks.probes.watches.seam import SeamWatch, Told
+from cmr_monitor_callbacks.probes.wrapping import Wraps
 
 logger = logging.getLogger(__name__)
 _COUNTED = (BufferWatch, IndexedWatch)
@@ -51,13 +53,20 @@ class AutomaticAttachment:
         self._extra: list[Watch] = []
         self._arguments: ArgumentWatch | None = None
         self._model: nn.Module | None = None
+        self._samples = False
+        self._new: list[tuple[Any, int, Callable[[Hashable | None], float]]] = []
+        """Buffers not yet counted; how much they held when they were found, and what had come."""
+        self._begun = False
+        self.changed = False
+        """Whether sources were found since somebody looked."""
         self._offsets: dict[Hashable | None, float] = {}
         self.outputs: dict[str, Mapping[Any, Any]] = {}
         """The newest statistics that a training step returned, as numbers."""
 
     def _new_ways(self) -> Ways:
         config = self._config
-        return Ways(self._report, wrap=config.wrap, hooks=config.hooks, poll=config.poll)
+        wraps = Wraps(self._report.codes)
+        return Ways(self._report, wraps, wrap=config.wrap, hooks=config.hooks, poll=config.poll)
 
     def __len__(self) -> int:
         """Objects of the model that are watched."""
@@ -88,7 +97,8 @@ class AutomaticAttachment:
             self._add(part, watches)
         if first:
             self._watch_the_rest(model)
-        self._begin_to_count()
+        if not self._begun:
+            self._begin_to_count()
 
     def _wanted(self, path: str) -> bool:
         return not self._config.objects or any(matches(g, path) for g in self._config.objects)
@@ -114,7 +124,12 @@ class AutomaticAttachment:
                 watch.install(self.ways)
             except Exception as error:
                 self._report.failed(f"watching {part.path}", error)
+            if self._counts(watch):
+                # its layer may be known only when a forward is given it
+                held = sum(watch.holds().values())  # type: ignore[attr-defined]
+                self._new.append((watch, held, self._report.came()))
         self._watched[id(part.value)] = part, watches
+        self.changed = True
 
     def _named(self, path: str) -> Hashable | None:
         return next(
@@ -136,6 +151,9 @@ class AutomaticAttachment:
             extra.append(CounterWatch(root, lambda: self.outputs, seen))
         if config.read is not None:
             extra.append(ReadingWatch(part_of(model, ""), config.read))
+        modules = dict(model.named_modules())
+        paths = [part.path for part, _ in self._watched.values()]
+        extra += [PassageWatch(part_of(modules[name], name)) for name in passages(model, paths)]
         for watch in extra:
             try:
                 watch.install(self.ways)
@@ -174,17 +192,16 @@ class AutomaticAttachment:
         watches = recognise(part) if self._wanted(path) else []
         if watches:
             self._add(part, watches)
-            self._begin_to_count()
 
     def _rename(self, watch: Any, path: str) -> None:
         if self._named(path) is None and watch.layer == watch.path:
-            held = watch.holds().get(watch.layer, 0)
-            if watch.layer in self._offsets:
-                self._offsets[watch.layer] -= held
             watch.path = watch.layer = path
-            self._offsets[path] = self._offsets.get(path, 0.0) + held
+        self.changed = True
 
     # -- while it runs ----------------------------------------------------------------------
+
+    def _watches(self) -> list[Watch]:
+        return [*(w for _, some in self._watched.values() for w in some), *self._extra]
 
     def refresh(self) -> None:
         """Notice objects that were replaced; a few identity tests, cheap enough for every step."""
@@ -209,7 +226,6 @@ class AutomaticAttachment:
             at = report.place(layer)
             if at is not None:
                 report.extend((at + CLEARED, count))
-        report.fold()
 
     def _counts(self, watch: Any) -> bool:
         return isinstance(watch, _COUNTED) and bool(watch.counts_moves) and self.ways.wrap
@@ -225,27 +241,31 @@ class AutomaticAttachment:
         return held
 
     def _begin_to_count(self) -> None:
-        """Entries held before are nobody's doing; a layer that comes later begins at 0."""
-        report = self._report
-        report.fold()
-        begun = bool(self._offsets)
-        for layer, count in self._held().items():
-            if layer in self._offsets or report.place(layer) is None:
-                continue
-            came = report.came(report.column(layer))
-            # what a buffer that was assigned holds was loaded: that is told by the difference
-            self._offsets[layer] = -came if begun else count - came
+        """Entries held at the start are nobody's doing; of what comes later they were loaded."""
+        report, begun = self._report, self._begun
+        for watch, held_then, came in self._new:
+            held = watch.holds()
+            share = {layer: held_then for layer in held} if len(held) == 1 else held
+            for layer, count in share.items():
+                if report.place(layer) is None:
+                    continue
+                if layer not in self._offsets:
+                    self._offsets[layer] = -came(layer)
+                if not begun:
+                    self._offsets[layer] += count
+        self._new.clear()
 
     def poll(self) -> None:
         """Read what holds now, and tell what came and went unseen since the last time."""
         report = self._report
-        report.fold()
-        for watch in [*(w for _, some in self._watched.values() for w in some), *self._extra]:
+        came = report.came()
+        self._begin_to_count()
+        self._begun = True
+        for watch in self._watches():
             try:
                 watch.poll()
             except Exception as error:
                 report.failed(f"reading {watch.path}", error)
-        self._compare_next()
         if "buffer" not in report.kinds:
             return
         held = self._held()
@@ -253,17 +273,20 @@ class AutomaticAttachment:
             at = report.place(layer)
             if at is None:
                 continue
-            expected = self._offsets.setdefault(layer, 0.0) + report.came(report.column(layer))
+            expected = self._offsets.setdefault(layer, 0.0) + came(layer)
             gap = round(held.get(layer, 0) - expected)
             report.extend((at + LOADED, max(0, gap), at + CLEARED, max(0, -gap), at + EVICTED, 0))
         if held:
             report.extend((CLEARS, 0))
 
-    def _compare_next(self) -> None:
-        for _, watches in self._watched.values():
-            for watch in watches:
-                if isinstance(watch, ReconstructionWatch):
-                    watch.compare_next()
+    def sample(self, on: bool) -> None:
+        """Look at what is not looked at in every step: similarities, the output."""
+        if on is self._samples:
+            return
+        self._samples = on
+        for watch in self._watches():
+            if isinstance(watch, (ReconstructionWatch, PassageWatch)):
+                watch.sample(on)
 
     def take_outputs(self, outputs: Mapping[Any, Any]) -> None:
         """Copy the numbers of the statistics that a training step returned."""
@@ -295,8 +318,9 @@ class AutomaticAttachment:
 
     def sources(self) -> dict[str, str]:
         """By component or metric, where its numbers come from; the first of several, and more."""
+        self.changed = False
         found: dict[str, list[str]] = {}
-        for watch in [*(w for _, some in self._watched.values() for w in some), *self._extra]:
+        for watch in self._watches():
             for name, text in watch.sources.items():
                 if name.startswith("#"):
                     name = STATISTICS[int(name[1:])].name
@@ -308,7 +332,7 @@ class AutomaticAttachment:
 
     def describe(self) -> str:
         """What was found, what each number comes from, and what cannot be known; '' if nothing."""
-        watches = [*(w for _, some in self._watched.values() for w in some), *self._extra]
+        watches = self._watches()
         lines = [f"  {name}: {text}" for name, text in sorted(self.sources().items())]
         unknown = [f"  not known: {w.path}: {text}" for w in watches for text in w.unknown]
         return "\n".join([*lines, *unknown])
@@ -323,6 +347,8 @@ class AutomaticAttachment:
         self._extra.clear()
         self._arguments = self._model = None
         self._offsets.clear()
+        self._new.clear()
+        self._begun = self._samples = False
         self.outputs = {}
 
 

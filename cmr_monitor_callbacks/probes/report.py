@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from types import CodeType
 from typing import Any, Final
 
 import torch
@@ -36,8 +37,8 @@ class Scope(threading.local):
     loading = False
     stored = 0
     """Calls of a store that were counted; an outer one counts only if no inner one did."""
-    error = 0
-    """Identity of the exception on its way up, counted where it began."""
+    passing: Any = None
+    """The watch of the forward under way."""
 
 
 class Report:
@@ -69,6 +70,8 @@ class Report:
         self.now = now
         self.scope = Scope()
         self.extend = ledger.recorder.tally.extend
+        self.codes: set[CodeType] = set()
+        """Of the functions that stand in for methods."""
         self._places: dict[Any, int | None] = {}
 
     def place(self, layer: Hashable | None) -> int | None:
@@ -96,19 +99,32 @@ class Report:
         """The column of a layer."""
         return self._ledger.layout.column(layer)
 
-    def came(self, column: int) -> float:
-        """Entries that came less those that went, as far as this process was told until now."""
-        came = self._ledger.came
-        return float(came[column]) if column < len(came) else 0.0
-
-    def fold(self) -> None:
-        """Work out what was recorded until now."""
+    def came(self) -> Callable[[Hashable | None], float]:
+        """Entries that came less those that went until now, as a function of the layer."""
         self._ledger.fold()
+        came = self._ledger.came.copy()
+
+        def of(layer: Hashable | None) -> float:
+            column = self.column(layer)
+            return float(came[column]) if column < len(came) else 0.0
+
+        return of
 
     def error(self, layer: Hashable | None, exc: BaseException) -> None:
         """Count an error of the model once, however many watched calls it passes through."""
-        if not isinstance(exc, Exception) or self.scope.error == id(exc):
-            return
-        self.scope.error = id(exc)
-        if "errors" in self.kinds:
+        if isinstance(exc, Exception) and "errors" in self.kinds and not self._was_counted(exc):
             self._on_error(layer, exc)
+
+    def _was_counted(self, exc: BaseException) -> bool:
+        """Whether it came through a watched call further in, which counted it.
+
+        A mark on the exception would change it, and its identity may be another's soon. A call that
+        is only passed on has not begun to measure: it has no ``start``.
+        """
+        frames = None if exc.__traceback__ is None else exc.__traceback__.tb_next
+        while frames is not None:
+            frame = frames.tb_frame
+            if frame.f_code in self.codes and "start" in frame.f_locals:
+                return True
+            frames = frames.tb_next
+        return False

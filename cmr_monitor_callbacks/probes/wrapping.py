@@ -66,10 +66,15 @@ def _class_of(call: Call) -> type[Wrapped]:
 
 
 class Wraps:
-    """What one monitor has replaced, and how to put it back."""
+    """What one monitor has replaced, and how to put it back.
 
-    def __init__(self) -> None:
+    Args:
+        codes: given the code of each function that stands in for a method.
+    """
+
+    def __init__(self, codes: set[types.CodeType] | None = None) -> None:
         self._made: list[tuple[Callable[[], Any], str, Any]] = []
+        self._codes = set() if codes is None else codes
 
     def __len__(self) -> int:
         return len(self._made)
@@ -96,7 +101,9 @@ class Wraps:
             ref: Callable[[], Any] = weakref.ref(owner)
         except TypeError:
             return False
-        own[name] = _class_of(make(function, ref))(ref, name, function)
+        call = make(function, ref)
+        self._codes.add(call.__code__)
+        own[name] = _class_of(call)(ref, name, function)
         self._made.append((ref, name, before))
         return True
 

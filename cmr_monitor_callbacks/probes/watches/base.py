@@ -33,7 +33,7 @@ class Ways:
     """
 
     report: Report
-    wraps: Wraps = field(default_factory=Wraps)
+    wraps: Wraps
     handles: list[Any] = field(default_factory=list)
     wrap: bool = True
     hooks: bool = True
@@ -47,13 +47,16 @@ class Watch(Protocol):
 
     Attributes:
         path: where it is, for people.
-        sources: by metric or component, where its numbers come from.
         unknown: what it cannot know, each a short sentence.
     """
 
     path: str
-    sources: dict[str, str]
     unknown: list[str]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """By metric or component, where its numbers come from."""
+        ...
 
     def install(self, ways: Ways) -> None:
         """Start to listen."""
@@ -71,7 +74,8 @@ class BaseWatch:
         self.path = part.path
         self.layer: Hashable | None = (part.path or None) if layer is None else layer
         """Of calls that name none."""
-        self.sources: dict[str, str] = {}
+        self.said: dict[str, tuple[str, str]] = {}
+        """By component or metric, the way its numbers are seen and of which attribute or method."""
         self.unknown: list[str] = []
         self.layered = any(
             layer_parameter(method(part.value, name)) is not None for name in part.offers
@@ -86,6 +90,14 @@ class BaseWatch:
     def poll(self) -> None:
         """Nothing is read unless a watch says what."""
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """See `Watch.sources`; the path may have become known late."""
+        return {
+            name: f"{way}:{self.path}.{of}" if self.path else f"{way}:{of}"
+            for name, (way, of) in self.said.items()
+        }
+
     def source(self, kind: str, way: str, of: str, *names: str) -> None:
         """Say where numbers come from.
 
@@ -95,9 +107,8 @@ class BaseWatch:
             of: method or attribute of this part.
             names: metrics.
         """
-        text = f"{way}:{self.path}.{of}" if self.path else f"{way}:{of}"
         for name in names or (kind,):
-            self.sources.setdefault(name, text)
+            self.said.setdefault(name, (way, of))
 
 
 def reference(value: Any) -> Callable[[], Any]:

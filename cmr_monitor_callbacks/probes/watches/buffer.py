@@ -54,6 +54,7 @@ _LOAD: Final = re.compile(
 )
 _RETRIEVE: Final = re.compile(r"retrieve|(search|query|recall|lookup|read|sample|get_top)(_\w+)?$")
 _TIME: Final = SECONDS["capture"]
+Came = Callable[[Hashable | None], float]
 
 
 class BufferWatch(BaseWatch):
@@ -85,7 +86,7 @@ class BufferWatch(BaseWatch):
         self._retrieval = RetrievalWatch(part, names, self.layer)
         self._retrieval.layered = self.layered
         self._retrieval.install(ways)
-        self.sources.update(self._retrieval.sources)
+        self.said.update(self._retrieval.said)
         self.source("buffer", "polled", self.shelf.name)
 
     def _wrap(self, ways: Ways) -> None:
@@ -279,14 +280,13 @@ class BufferWatch(BaseWatch):
         layer = layer_of(method(self._owner(), name), self.unnamed_layer)
         lengths = self.shelf.lengths
 
-        def record(before: dict[Any, int], came: dict[Any, float], args: Any, kw: Any) -> None:
-            after = lengths()
-            report.fold()
+        def record(before: dict[Any, int], came: Came, args: Any, kw: Any) -> None:
+            after, came_since = lengths(), report.came()
             kind = EVICTED if scope.storing is self else CLEARED
             for each in {*before, *after}:
                 at = report.place(each)
                 if at is not None:
-                    moved = report.came(report.column(each)) - came.get(each, 0.0)
+                    moved = came_since(each) - came(each)
                     gone = before.get(each, 0) + moved - after.get(each, 0)
                     report.extend((at + kind, max(0, int(gone))))
             at = report.place(resolved(layer(args, kw)))
@@ -300,9 +300,7 @@ class BufferWatch(BaseWatch):
                 in_store = scope.storing is self
                 if compiling() or scope.clearing or (in_store and not self._removes):
                     return function(ref(), *args, **kwargs)  # the look after the store tells
-                report.fold()
-                before = lengths()
-                came = {each: report.came(report.column(each)) for each in before}
+                before, came = lengths(), report.came()
                 scope.clearing = not in_store
                 try:
                     out = function(ref(), *args, **kwargs)

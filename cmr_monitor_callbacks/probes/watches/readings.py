@@ -32,7 +32,7 @@ class ReadingWatch(BaseWatch):
         self._report = ways.report
         for name, place, layer, value in self._numbers():
             self._last[place, layer] = value
-            self.sources.setdefault(name, "polled:probes.read")
+            self.source("", "polled", "probes.read", name)
 
     def poll(self) -> None:
         """Add what counters rose by, and put gauges."""

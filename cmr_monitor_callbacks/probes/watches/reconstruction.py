@@ -60,9 +60,9 @@ class ReconstructionWatch(BaseWatch):
                 if ways.wraps.replace(self._owner(), name, self._maker(ways, name)):
                     self.source("reconstruction", "wrapped", name)
 
-    def compare_next(self) -> None:
-        """Compare the states before and after in the next call; once per window."""
-        self._compare = True
+    def sample(self, on: bool) -> None:
+        """Compare the states before and after in each call, or in none."""
+        self._compare = on
 
     def _recorder(self, name: str) -> Callable[..., None]:
         report = self._report
@@ -79,7 +79,6 @@ class ReconstructionWatch(BaseWatch):
             if quality is not None:
                 items += (at + QUALITY, quality)
             if self._compare:
-                self._compare = False
                 cosine = _similarity((*args, *kwargs.values()), _parts(out))
                 if cosine is not None:
                     items += (at + SIMILARITY, cosine)

@@ -72,7 +72,7 @@ class RetrievalWatch(BaseWatch):
         for name in self._methods:
             if ways.wraps.replace(owner, name, self._maker(ways, name)):
                 self.source("retrieval", "wrapped", name)
-        if self._cache is not None and self.sources:
+        if self._cache is not None and self.said:
             self.source("", "wrapped", "cache_hits", "cache_hits", "cache_hit_rate")
 
     def _maker(self, ways: Ways, name: str) -> Callable[..., Any]:

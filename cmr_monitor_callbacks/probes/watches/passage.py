@@ -1,0 +1,137 @@
+"""What enters and leaves the watched model: shapes, padding, what its output looks like, errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from cmr_monitor_callbacks.packed import ROW
+from cmr_monitor_callbacks.probes.report import compiling, graph_task
+from cmr_monitor_callbacks.probes.survey import Part
+from cmr_monitor_callbacks.probes.watches.base import BaseWatch, Ways, guarded
+
+_SEEN, _PADDED, _ROWS, _OUTPUTS, _NONFINITE, _ENTROPY = (
+    ROW[name]
+    for name in (
+        "positions_seen",
+        "positions_padded",
+        "rows_seen",
+        "outputs_seen",
+        "outputs_nonfinite",
+        "output_entropy_sum",
+    )
+)
+_MASKS: Final = {"attention_mask": False, "mask": False, "key_padding_mask": True}
+"""Masks of positions by name, and whether what they mark is padding."""
+_POSITIONS: Final = 256
+
+
+class PassageWatch(BaseWatch):
+    """The forward of the model that training calls; of one inside another, the outer one."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        self._sample = False
+
+    def sample(self, on: bool) -> None:
+        """Look at the output of each forward, or of none."""
+        self._sample = on
+
+    def install(self, ways: Ways) -> None:
+        """Hook the forward."""
+        report = self._report = ways.report
+        if not ways.hooks or not report.kinds & {"model", "errors"}:
+            return
+        counts = "model" in report.kinds
+        enters = guarded(report, f"{self.path}.forward", self._enters)
+        leaves = guarded(report, f"{self.path}.forward", self._leaves)
+        scope = report.scope
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if compiling() or scope.passing is not None or graph_task() != -1:
+                return
+            scope.passing = self
+            if counts:
+                enters(args, kwargs)
+
+        def after(module: nn.Module, args: Any, out: Any) -> None:
+            if compiling() or scope.passing is not self:
+                return
+            scope.passing = None
+            if out is None:
+                raised = sys.exc_info()[1]
+                if raised is not None:  # this hook is called on the way out too
+                    report.error(None, raised)
+            elif self._sample and counts:
+                leaves(args, out)
+
+        owner = self._owner()
+        ways.handles += [
+            owner.register_forward_pre_hook(before, with_kwargs=True),
+            owner.register_forward_hook(after, always_call=True),
+        ]
+        names = ("sequence_length", "padding_share", "output_nonfinite_share", "output_entropy")
+        self.source("", "hook", "forward", *names)
+
+    def _enters(self, args: Any, kwargs: Any) -> None:
+        tensor = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
+        if tensor is None or tensor.ndim < 2:
+            return
+        rows, positions = tensor.shape[:2]
+        items = [_ROWS, rows, _SEEN, rows * positions]
+        for name, marks_padding in _MASKS.items():
+            mask = kwargs.get(name)
+            if isinstance(mask, torch.Tensor) and mask.shape == tensor.shape[:2]:
+                if mask.device.type == "cpu":  # elsewhere it would have to be waited for
+                    marked = int(mask.bool().sum())
+                    padded = marked if marks_padding else rows * positions - marked
+                    items += (_PADDED, padded)
+                break
+        self._report.extend(items)
+
+    def _leaves(self, args: Any, out: Any) -> None:
+        logits, named = _logits(out)
+        if logits is None or logits.device.type != "cpu" or not logits.numel():
+            return
+        with torch.no_grad():
+            rows = logits.detach().reshape(-1, logits.shape[-1])
+            rows = rows[:: max(1, len(rows) // _POSITIONS)][:_POSITIONS].float()
+            finite = torch.isfinite(rows)
+            bad = rows.numel() - int(finite.sum())
+            items: list[Any] = [_OUTPUTS, rows.numel(), _NONFINITE, bad]
+            tokens = next((x for x in args if isinstance(x, torch.Tensor)), None)
+            given_tokens = tokens is not None and not tokens.is_floating_point()
+            if (named or given_tokens) and not bad and rows.shape[-1] > 1:
+                logs = torch.log_softmax(rows, dim=-1)
+                items += (_ENTROPY, max(0.0, float(-(logs.exp() * logs).sum(-1).mean())))
+        self._report.extend(items)
+
+
+def _logits(out: Any) -> tuple[torch.Tensor | None, bool]:
+    """The output's logits, and whether they are called so."""
+    if isinstance(out, Mapping):
+        found = out.get("logits")
+    else:
+        found = getattr(out, "__dict__", {}).get("logits")
+    if isinstance(found, torch.Tensor):
+        return (found, True) if found.is_floating_point() and found.ndim >= 2 else (None, False)
+    first = out[0] if isinstance(out, tuple) and out else out
+    if isinstance(first, torch.Tensor) and first.is_floating_point() and first.ndim >= 2:
+        return first, False
+    return None, False
+
+
+def passages(model: nn.Module, paths: list[str]) -> list[str]:
+    """Names of the modules whose forward may be the model's: the outermost and what holds memory.
+
+    Args:
+        model: what is attached.
+        paths: of the objects watched in it.
+    """
+    holding = {path.partition(".")[0] for path in paths}
+    children = [name for name, _ in model.named_children()]
+    return ["", *(name for name in children if name in holding or len(children) == 1)]
