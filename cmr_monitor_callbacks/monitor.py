@@ -126,6 +126,8 @@ class CMRPerformanceMonitor:
             self.record_capture,
             self.record_reconstruction,
         )
+        self._watches = False
+        """Whether anything is watched automatically."""
         self._sources = self._find_sources()
         self._live = self.config.enable_real_time
         self._held = 0
@@ -168,15 +170,19 @@ class CMRPerformanceMonitor:
         automatic = self.probes_config.automatic
         if automatic or (automatic is None and not len(self._attachment)):
             self._automatic.attach(model, self)
+        self._watches = bool(self._automatic)
         self._sources = self._find_sources()
         return len(self._attachment) + len(self._automatic)
 
     def refresh(self) -> None:
         """Before a step: notice objects of the model that were replaced since the last."""
-        if self._automatic:
-            with self.guard("looking for replaced objects"):
-                self._automatic.refresh()
-                self._automatic.sample(self._begins_last_step())
+        if not self._watches:
+            return
+        try:
+            self._automatic.refresh()
+            self._automatic.sample(self._begins_last_step())
+        except Exception as error:
+            self.note_failure("looking for replaced objects", error)
 
     def _begins_last_step(self) -> bool:
         """Whether the step that begins is a window's last; its first, where nobody knows."""
@@ -186,7 +192,7 @@ class CMRPerformanceMonitor:
 
     def take_outputs(self, outputs: Any) -> None:
         """Note the statistics that a training step returned, as numbers; nothing is kept alive."""
-        if self._automatic and isinstance(outputs, Mapping):
+        if self._watches and type(outputs) is dict:
             with self.guard("reading what the step returned"):
                 self._automatic.take_outputs(outputs)
 

@@ -9,10 +9,15 @@ import torch
 from torch import nn
 
 from cmr_monitor_callbacks.probes.reading import MEMORY_NAME, parameters
+from cmr_monitor_callbacks.probes.report import compiling
 from cmr_monitor_callbacks.probes.survey import plain_path
 from cmr_monitor_callbacks.probes.watches.base import Ways, guarded, method
 
-Take = Callable[[Any, str, bool], None]
+Take = Callable[[Any, str, bool], bool]
+
+
+_PATIENCE = 8
+"""Looks at a parameter that bring nothing, after which it is left alone."""
 
 
 class ArgumentWatch:
@@ -20,12 +25,13 @@ class ArgumentWatch:
 
     Args:
         take: told of each object, the path of the module that is given it, and whether it is given
-            itself, not in a list.
+            itself, not in a list; says whether it knows it.
     """
 
     def __init__(self, take: Take) -> None:
         self._take = take
-        self._seen: dict[tuple[int, str], int] = {}
+        self.fruitless: list[Any] = []
+        """Handles of hooks that brought nothing, to be removed between two forwards."""
 
     def install(self, model: nn.Module, ways: Ways) -> None:
         """Hook every module whose forward has a parameter that is called like a memory."""
@@ -33,39 +39,54 @@ class ArgumentWatch:
             names = [p.name for p in parameters(method(module, "forward"))]
             chosen = [(i, p) for i, p in enumerate(names) if MEMORY_NAME.search(p)]
             if chosen and not type(module).__module__.startswith("torch."):
-                path = plain_path(name)
-                look = guarded(ways.report, f"the arguments of {path}", self._looker(path, chosen))
-                ways.handles.append(module.register_forward_pre_hook(_hook(look), with_kwargs=True))
+                self._hook(ways, module, plain_path(name), chosen)
 
-    def _looker(self, path: str, chosen: list[tuple[int, str]]) -> Callable[..., None]:
+    def _hook(
+        self, ways: Ways, module: nn.Module, path: str, chosen: list[tuple[int, str]]
+    ) -> None:
+        last: dict[str, int] = {}
+        looks = [0]
+
         def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             for position, name in chosen:
                 value = kwargs.get(name)
                 if value is None and position < len(args):
                     value = args[position]
-                if value is None or isinstance(value, torch.Tensor):
+                if value is None or last.get(name) == id(value):
                     continue
-                if self._seen.get((id(value), path)) == 1:
-                    continue
-                self._seen[id(value), path] = 1
-                if len(self._seen) > 1000:  # objects made anew for every step
-                    self._seen.clear()
-                self._offer(value, path, name)
+                last[name] = id(value)
+                looks[0] += 1
+                if self._offer(value, path, name):
+                    looks[0] = 0
+            if looks[0] >= _PATIENCE:
+                self.fruitless.append(handle)
 
-        return look
+        safely = guarded(ways.report, f"the arguments of {path}", look)
 
-    def _offer(self, value: Any, path: str, name: str) -> None:
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if looks[0] < _PATIENCE and not compiling():
+                safely(args, kwargs)
+
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+        ways.handles.append(handle)
+
+    def remove_fruitless(self) -> None:
+        """Let go of what brought nothing."""
+        for handle in self.fruitless:
+            handle.remove()
+        self.fruitless.clear()
+
+    def _offer(self, value: Any, path: str, name: str) -> bool:
         if isinstance(value, (list, tuple)):
-            for i, item in enumerate(value[:64]):
-                if not isinstance(item, (torch.Tensor, int, float, str, type(None))):
-                    self._take(item, f"{path}.{name}.{i}" if path else f"{name}.{i}", False)
-        elif not isinstance(value, (int, float, str, Mapping)):
-            self._take(value, path, True)
+            inner = f"{path}.{name}" if path else name
+            return any(
+                [
+                    self._take(item, f"{inner}.{i}", False)
+                    for i, item in enumerate(value[:64])
+                    if not isinstance(item, _PLAIN)
+                ]
+            )
+        return not isinstance(value, (*_PLAIN, Mapping)) and self._take(value, path, True)
 
 
-def _hook(look: Callable[..., None]) -> Callable[..., None]:
-    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling():
-            look(args, kwargs)
-
-    return before
+_PLAIN = (torch.Tensor, int, float, str, type(None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from cmr_monitor_callbacks.layers import matches
 from cmr_monitor_callbacks.probes.adapters import recognise
 from cmr_monitor_callbacks.probes.arguments import ArgumentWatch
 from cmr_monitor_callbacks.probes.report import Report
-from cmr_monitor_callbacks.probes.survey import Part, attributes, part_of, survey
+from cmr_monitor_callbacks.probes.survey import Link, Part, attributes, part_of, survey
 from cmr_monitor_callbacks.probes.watches.base import CLEARED, CLEARS, EVICTED, LOADED, Watch, Ways
 from cmr_monitor_callbacks.probes.watches.buffer import BufferWatch
 from cmr_monitor_callbacks.probes.watches.capture import CaptureWatch
@@ -56,6 +57,8 @@ class AutomaticAttachment:
         self._samples = False
         self._new: list[tuple[Any, int, Callable[[Hashable | None], float]]] = []
         """Buffers not yet counted; how much they held when they were found, and what had come."""
+        self._links: list[Link] = []
+        """Of all that is watched."""
         self._begun = False
         self.changed = False
         """Whether sources were found since somebody looked."""
@@ -129,6 +132,7 @@ class AutomaticAttachment:
                 held = sum(watch.holds().values())  # type: ignore[attr-defined]
                 self._new.append((watch, held, self._report.came()))
         self._watched[id(part.value)] = part, watches
+        self._links += part.links
         self.changed = True
 
     def _named(self, path: str) -> Hashable | None:
@@ -177,21 +181,26 @@ class AutomaticAttachment:
             seen.add("reconstruction")
         return seen
 
-    def _take_argument(self, value: Any, path: str, directly: bool) -> None:
+    def _take_argument(self, value: Any, path: str, directly: bool) -> bool:
         """Watch an object that a forward is given; its layer is the module that it comes to."""
         known = self._watched.get(id(value))
-        if known is not None:
+        if known is not None and known[1][0].alive:
             part, watches = known
             if directly and not part.links and part.path != path:
                 for watch in watches:
                     if isinstance(watch, _COUNTED):
                         self._rename(watch, path)
-                self._watched[id(value)] = part_of(value, path), watches
-            return
+                self._watched[id(value)] = replace(part, path=path), watches
+            return True
         part = part_of(value, path)
         watches = recognise(part) if self._wanted(path) else []
         if watches:
+            self.ways.weakly = True
             self._add(part, watches)
+            self.ways.weakly = False
+            # whoever made it may drop it at any time
+            self._watched[id(value)] = replace(part, value=None), watches
+        return bool(watches)
 
     def _rename(self, watch: Any, path: str) -> None:
         if self._named(path) is None and watch.layer == watch.path:
@@ -205,17 +214,30 @@ class AutomaticAttachment:
 
     def refresh(self) -> None:
         """Notice objects that were replaced; a few identity tests, cheap enough for every step."""
-        gone = [key for key, (part, _) in self._watched.items() if not part.still_there]
-        if not gone:
+        if self._arguments is not None and self._arguments.fruitless:
+            self._arguments.remove_fruitless()
+        if self._all_there():
             return
+        gone = [key for key, (part, _) in self._watched.items() if not part.still_there]
         self.poll()
         for key in gone:
-            _, watches = self._watched.pop(key)
+            part, watches = self._watched.pop(key)
+            self._links = [link for link in self._links if link not in part.links]
             for watch in watches:
                 if isinstance(watch, _COUNTED):
                     self._let_go(watch)
+            self.ways.wraps.undo(part.value)
         if self._model is not None:
             self.attach(self._model)
+
+    def _all_there(self) -> bool:
+        try:
+            for holder, key, value in self._links:
+                if holder[key] is not value:
+                    return False
+        except (KeyError, IndexError):
+            return False
+        return True
 
     def _let_go(self, watch: Any) -> None:
         """A buffer was dropped, and its entries with it: they were cleared."""
@@ -261,6 +283,8 @@ class AutomaticAttachment:
         came = report.came()
         self._begin_to_count()
         self._begun = True
+        for key in [k for k, (_, some) in self._watched.items() if not some[0].alive]:
+            del self._watched[key]
         for watch in self._watches():
             try:
                 watch.poll()
@@ -348,6 +372,7 @@ class AutomaticAttachment:
         self._arguments = self._model = None
         self._offsets.clear()
         self._new.clear()
+        self._links.clear()
         self._begun = self._samples = False
         self.outputs = {}
 

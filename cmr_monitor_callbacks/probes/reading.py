@@ -65,6 +65,14 @@ def layer_of(function: Any, otherwise: Any) -> LayerOf:
     return by_content
 
 
+def fast_layer(function: Any) -> tuple[str, int, Any]:
+    """Name, position and default of a call's layer argument, for a loop that must be quick.
+
+    A method without one has a name that no argument has, and a position past them all.
+    """
+    return layer_parameter(function) or ("", 1_000, UNKNOWN)
+
+
 def held_layer(value: Any) -> Any:
     """The layer that an entry or a context names, `UNKNOWN` where it names none."""
     if isinstance(value, Mapping):

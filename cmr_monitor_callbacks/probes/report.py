@@ -23,22 +23,48 @@ OnError = Callable[[Hashable | None, BaseException], None]
 OnFailure = Callable[[str, Exception], None]
 
 
-class Scope(threading.local):
-    """What a thread is in the middle of, so that a call inside a call is not counted twice."""
+LOADING: Final = object()
+"""What a store within a load is part of."""
 
-    retrieving = False
-    reconstructing = False
-    capturing = False
-    layer: Any = None
-    """Of the capture under way."""
-    storing: Any = None
-    """The buffer watch whose store is under way."""
-    clearing = False
-    loading = False
-    stored = 0
-    """Calls of a store that were counted; an outer one counts only if no inner one did."""
-    passing: Any = None
-    """The watch of the forward under way."""
+
+class UnderWay:
+    """What a thread is in the middle of, so that a call inside a call is not counted twice.
+
+    Attributes:
+        retrieving: a retrieval.
+        reconstructing: when the reconstruction began; None: none is under way.
+        capturing: a capture method; ``layer`` is its layer.
+        storing: the watch of the buffer whose store is under way, or `LOADING`.
+        clearing: an explicit clear.
+        stored: calls of a store counted so far; an outer one counts only if no inner one did.
+        passing: the watch of the forward under way.
+    """
+
+    __slots__ = (
+        "capturing",
+        "clearing",
+        "layer",
+        "passing",
+        "reconstructing",
+        "retrieving",
+        "stored",
+        "storing",
+    )
+
+    def __init__(self) -> None:
+        self.retrieving = self.capturing = self.clearing = False
+        self.reconstructing: float | None = None
+        self.layer: Any = None
+        self.storing: Any = None
+        self.passing: Any = None
+        self.stored = 0
+
+
+class Scope(threading.local):
+    """Each thread's `UnderWay`."""
+
+    def __init__(self) -> None:
+        self.now = UnderWay()
 
 
 class Report:
@@ -72,7 +98,8 @@ class Report:
         self.extend = ledger.recorder.tally.extend
         self.codes: set[CodeType] = set()
         """Of the functions that stand in for methods."""
-        self._places: dict[Any, int | None] = {}
+        self.places: dict[Any, int | None] = {}
+        """Where the places of the layers seen so far begin; see `place`."""
 
     def place(self, layer: Hashable | None) -> int | None:
         """Where the places of a layer begin; None: that layer is not watched.
@@ -81,7 +108,7 @@ class Report:
             LayerError: two layers would be shown under one name.
         """
         try:
-            return self._places[layer]
+            return self.places[layer]
         except KeyError:
             pass
         except TypeError:  # an unhashable id
@@ -91,8 +118,8 @@ class Report:
         found = None
         if self._watches(layer):
             found = self._ledger.layout.column(layer) * PLACES
-        if len(self._places) < 10_000:
-            self._places[layer] = found
+        if len(self.places) < 10_000:
+            self.places[layer] = found
         return found
 
     def column(self, layer: Hashable | None) -> int:

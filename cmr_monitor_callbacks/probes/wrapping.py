@@ -10,11 +10,8 @@ from typing import Any, Final
 
 _MISSING: Final = object()
 Call = Callable[..., Any]
-Make = Callable[[Call, Callable[[], Any]], Call]
-"""Given a function and what gives its first argument, the object itself, the one to call instead.
-
-The object is held weakly: a wrap must not keep a buffer alive, nor leave it to the garbage
-collector, when the model drops it."""
+Make = Callable[[Call], Call]
+"""Given the original method, the function to call instead."""
 
 
 class Wrapped:
@@ -79,13 +76,15 @@ class Wraps:
     def __len__(self) -> int:
         return len(self._made)
 
-    def replace(self, owner: Any, name: str, make: Make) -> bool:
+    def replace(self, owner: Any, name: str, make: Make, *, weakly: bool = False) -> bool:
         """Replace a method of an object.
 
         Args:
             owner: the object.
             name: of the method.
             make: what makes the function to call instead.
+            weakly: whether the object may go at any time: then its method is bound anew for each
+                call, so that the wrap does not leave it to the garbage collector.
 
         Returns:
             whether it could be replaced: an object without a dictionary has nowhere to put it.
@@ -101,23 +100,45 @@ class Wraps:
             ref: Callable[[], Any] = weakref.ref(owner)
         except TypeError:
             return False
-        call = make(function, ref)
+        call = make(_weakly(function, ref) if weakly else _bound(function, owner))
         self._codes.add(call.__code__)
         own[name] = _class_of(call)(ref, name, function)
         self._made.append((ref, name, before))
         return True
 
-    def undo(self) -> None:
-        """Put everything back; what somebody replaced since stays theirs."""
+    def undo(self, only: Any = None) -> None:
+        """Put everything back; what somebody replaced since stays theirs.
+
+        Args:
+            only: the object whose methods are put back; None: all.
+        """
+        kept = []
         for ref, name, before in reversed(self._made):
-            own = _dictionary(ref())
+            owner = ref()
+            if only is not None and owner is not only:
+                kept.append((ref, name, before))
+                continue
+            own = _dictionary(owner)
             if own is None or not isinstance(own.get(name), Wrapped):
                 continue
             if before is _MISSING:
                 del own[name]
             else:
                 own[name] = before
-        self._made.clear()
+        self._made = kept[::-1]
+
+
+def _bound(function: Call, owner: Any) -> Call:
+    if isinstance(function, _Own):
+        return function.original
+    return types.MethodType(function, owner)
+
+
+def _weakly(function: Call, ref: Callable[[], Any]) -> Call:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(ref(), *args, **kwargs)
+
+    return call
 
 
 def _dictionary(owner: Any) -> dict[str, Any] | None:

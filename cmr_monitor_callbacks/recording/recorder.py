@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks import events
-from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, STATISTICS, UNIT_INTERVAL
+from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, UNIT_INTERVAL
 from cmr_monitor_callbacks.folding import TIMER_ROWS, Durations, add_durations, add_event, check
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.recording.fold import FIELDS, STRIDE, Fold
@@ -165,8 +165,7 @@ class Recorder:
 
     def _add_tally(self, packed: Packed, items: Sequence[Any], durations: Durations) -> None:
         self._aside_events += len(items) // 2
-        for name, column, number in add_tally(packed, items, durations, self.spoken):
-            component = next(s.component for s in STATISTICS if s.name == name)
+        for component, name, column, number in add_tally(packed, items, durations, self.spoken):
             reason = "not finite" if not math.isfinite(number) else "out of range"
             self.invalid.append(InvalidSample(component, name, column, repr(number), reason))
 

@@ -2,7 +2,9 @@
 
 A probe call is an event of a fixed shape. What is seen by watching somebody else's methods is not:
 one call shows a count and a duration, the next look shows a gauge. So each number says where it
-belongs: ``column * PLACES + place``, the layer's column and a statistic or a timer.
+belongs: ``column * PLACES + place``, the layer's column and a statistic, a timer or a *call*. A
+call is what happens so often that it must be one pair: its number is its duration, and the counts
+that it stands for are known.
 """
 
 from __future__ import annotations
@@ -13,34 +15,80 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS, Store
+from cmr_monitor_callbacks.catalogue import STATISTICS, Store
 from cmr_monitor_callbacks.folding import Durations
 from cmr_monitor_callbacks.packed import ROW, TIMER_ROW, Packed
 
-STATISTIC_PLACES: Final = len(STATISTICS)
-_TIMED: Final = ("capture", "reconstruction", "retrieval")
-PLACES: Final = STATISTIC_PLACES + len(_TIMED)
-"""Places of one layer: the statistics, then the durations of one call of each kind."""
+_STATISTICS: Final = len(STATISTICS)
+_CALLS: Final[dict[str, tuple[str, dict[str, int]]]] = {
+    # by name: the timer (of the component), and what one such call counts
+    "capture": ("capture", {"capture_calls": 1}),
+    "state taken": (
+        "capture",
+        {"states_attempted": 1, "states_captured": 1, "states_stored": 1, "capture_calls": 1},
+    ),
+    "state refused": (
+        "capture",
+        {"states_attempted": 1, "states_captured": 1, "states_stored": 0, "capture_calls": 1},
+    ),
+    "state taken in a capture": (
+        "",
+        {"states_attempted": 1, "states_captured": 1, "states_stored": 1},
+    ),
+    "state refused in a capture": (
+        "",
+        {"states_attempted": 1, "states_captured": 1, "states_stored": 0},
+    ),
+    "reconstruction": ("reconstruction", {"reconstruction_calls": 1}),
+    "retrieval": ("retrieval", {"total_retrievals": 1, "retrievals_timed": 1}),
+    "cache hit": ("", {"cache_hits": 1, "cache_operations": 1}),
+    "cache miss": ("", {"cache_hits": 0, "cache_operations": 1}),
+    "memories used": ("", {}),
+}
+CALL: Final = {name: _STATISTICS + i for i, name in enumerate(_CALLS)}
+"""Places of calls, by name. ``memories used`` is the number that one reconstruction read."""
+PLACES: Final = _STATISTICS + len(CALL)
+"""Places of one layer."""
 
-SECONDS: Final = {kind: STATISTIC_PLACES + i for i, kind in enumerate(_TIMED)}
-"""Where the duration of a call of each kind goes: to its sum and to its histogram."""
+_USED: Final = CALL["memories used"]
+_ADDS: Final = np.zeros((_STATISTICS, PLACES - _STATISTICS))
+"""What one call adds to each statistic."""
+_GIVES: Final = np.zeros_like(_ADDS)
+"""Whether it gives a sample of each."""
+_TIMED_CALLS: Final[list[tuple[int, int, int]]] = []
+"""Place, statistic of the seconds, and histogram of each call that has a duration."""
+for _call, (_timer, _counts) in _CALLS.items():
+    _place = CALL[_call]
+    for _statistic, _amount in _counts.items():
+        _ADDS[ROW[_statistic], _place - _STATISTICS] = _amount
+        _GIVES[ROW[_statistic], _place - _STATISTICS] = 1
+    if _timer:
+        _GIVES[ROW[f"{_timer}_seconds"], _place - _STATISTICS] = 1
+        _TIMED_CALLS.append((_place, ROW[f"{_timer}_seconds"], TIMER_ROW[f"{_timer}_time"]))
+for _statistic in ("total_reconstructions", "memories_used_sum"):
+    _GIVES[ROW[_statistic], _USED - _STATISTICS] = 1
 
-_SUM_OF_TIMER: Final = np.array([ROW[f"{kind}_seconds"] for kind in _TIMED])
-_HISTOGRAM_OF_TIMER: Final = [TIMER_ROW[f"{kind}_time"] for kind in _TIMED]
-_RETRIEVALS_TIMED: Final = ROW["retrievals_timed"]
-_RETRIEVAL: Final = _TIMED.index("retrieval")
+_GAUGE_ROWS: Final = [i for i, s in enumerate(STATISTICS) if s.store is Store.GAUGE]
+_FIRST_GAUGE, _LAST_GAUGE = _GAUGE_ROWS[0], _GAUGE_ROWS[-1]
 _ENTRIES, _ENTRIES_SEEN = ROW["total_entries"], ROW["entries_seen"]
-_IS_GAUGE: Final = np.array([s.store is Store.GAUGE for s in STATISTICS])
 _LIMIT: Final = np.full(PLACES, 2.0**53 - 1)
-_LIMIT[ROW["reconstruction_quality_sum"]] = _LIMIT[ROW["retrieval_quality_sum"]] = 1.0
 _LEAST: Final = np.zeros(PLACES)
-_LEAST[ROW["reconstruction_similarity_sum"]] = -1.0
-_LIMIT[ROW["reconstruction_similarity_sum"]] = 1.0
-_COMPONENT: Final = np.array([*(s.component for s in STATISTICS), *_TIMED])
-assert {owner for owner, _ in TIMERS} >= set(_TIMED)
+for _statistic, _least in (
+    ("reconstruction_quality_sum", 0.0),
+    ("retrieval_quality_sum", 0.0),
+    ("reconstruction_similarity_sum", -1.0),
+):
+    _LIMIT[ROW[_statistic]], _LEAST[ROW[_statistic]] = 1.0, _least
+_OWNER: Final = {s.name: s.component for s in STATISTICS}
+_COMPONENT: Final = np.array(
+    [
+        *_OWNER.values(),
+        *(_OWNER[next(iter(counts), "memories_used_sum")] for _, counts in _CALLS.values()),
+    ]
+)
 
-Rejected = tuple[str, int, float]
-"""Name of the statistic, column and number of what was not taken."""
+Rejected = tuple[str, str, int, float]
+"""Component and name of the statistic, column and number of what was not taken."""
 
 
 def add_tally(
@@ -57,11 +105,11 @@ def add_tally(
     Returns:
         numbers that were left out: negative, not finite or too large.
 
-    >>> packed = Packed.empty(2)
-    >>> add_tally(packed, [PLACES + ROW["states_stored"], 3, ROW["capacity"], 64], [])
+    >>> packed, taken = Packed.empty(2), CALL["state taken"]
+    >>> add_tally(packed, [PLACES + taken, 0.002, PLACES + taken, 0.001], [])
     []
-    >>> [float(packed.values[ROW[n], c]) for n, c in (("states_stored", 1), ("capacity", 0))]
-    [3.0, 64.0]
+    >>> [float(packed.values[ROW[name], 1]) for name in ("states_stored", "capture_seconds")]
+    [2.0, 0.003]
     """
     flat = np.fromiter(items, np.float64, len(items))
     cells, numbers = flat[::2].astype(np.intp), flat[1::2]
@@ -72,57 +120,47 @@ def add_tally(
     fine = (numbers >= _LEAST[places]) & (numbers <= _LIMIT[places])
     rejected: list[Rejected] = []
     if not fine.all():
-        wrong = zip(places[~fine], columns[~fine], numbers[~fine], strict=True)
-        rejected = [(_name(place), int(column), float(x)) for place, column, x in wrong]
+        wrong = zip(places[~fine].tolist(), columns[~fine].tolist(), numbers[~fine], strict=True)
+        rejected = [(str(_COMPONENT[p]), _name(p), column, float(x)) for p, column, x in wrong]
         columns, places, numbers = columns[fine], places[fine], numbers[fine]
-    timed = places >= STATISTIC_PLACES
-    if timed.any():
-        timers = places[timed] - STATISTIC_PLACES
-        _add_durations(packed, timers, columns[timed], numbers[timed], durations)
-        places[timed] = _SUM_OF_TIMER[timers]
-    _add(packed, places, columns, numbers)
+    where = places * packed.width + columns
+    size = PLACES * packed.width
+    counts = np.bincount(where, minlength=size).reshape(PLACES, -1)
+    sums = np.bincount(where, numbers, size).reshape(PLACES, -1)
+    packed.values += sums[:_STATISTICS] + _ADDS @ counts[_STATISTICS:]
+    packed.samples += counts[:_STATISTICS] + _GIVES @ counts[_STATISTICS:]
+    _put_gauges(packed, places, columns, numbers, counts, sums)
+    if counts[_USED].any():
+        used = (places == _USED) & (numbers > 0)
+        packed.values[ROW["memories_used_sum"]] += sums[_USED]
+        packed.values[ROW["total_reconstructions"]] += np.bincount(
+            columns[used], minlength=packed.width
+        )
+    for place, row, timer in _TIMED_CALLS:
+        if counts[place].any():
+            packed.values[row] += sums[place]
+            durations.append((timer, numbers[places == place], None))
     return rejected
 
 
 def _name(place: int) -> str:
-    if place < STATISTIC_PLACES:
+    if place < _STATISTICS:
         return STATISTICS[place].name
-    return f"{_TIMED[place - STATISTIC_PLACES]}_seconds"
+    return next(name for name, at in CALL.items() if at == place)
 
 
-def _add_durations(
-    packed: Packed,
-    timers: NDArray[np.intp],
-    columns: NDArray[np.intp],
-    seconds: NDArray[np.float64],
-    durations: Durations,
-) -> None:
-    for i, row in enumerate(_HISTOGRAM_OF_TIMER):
-        mine = timers == i
-        if mine.any():
-            durations.append((row, seconds[mine], None))
-        if i == _RETRIEVAL and mine.any():
-            counts = np.bincount(columns[mine], minlength=packed.width)
-            packed.values[_RETRIEVALS_TIMED] += counts
-            packed.samples[_RETRIEVALS_TIMED] += counts
-
-
-def _add(
+def _put_gauges(
     packed: Packed,
     places: NDArray[np.intp],
     columns: NDArray[np.intp],
     numbers: NDArray[np.float64],
+    counts: NDArray[Any],
+    sums: NDArray[Any],
 ) -> None:
-    size, width = packed.values.size, packed.width
-    where = places * width + columns
-    values, samples = packed.values.reshape(-1), packed.samples.reshape(-1)
-    samples += np.bincount(where, minlength=size)
-    gauges = _IS_GAUGE[places]
-    if gauges.any():
-        values[where[gauges]] = numbers[gauges]  # where a place comes twice, what came later stays
-        entries = places == _ENTRIES
-        seen = np.bincount(columns[entries], numbers[entries], width)
-        packed.values[_ENTRIES_SEEN] += seen
-        packed.samples[_ENTRIES_SEEN] += np.bincount(columns[entries], minlength=width)
-        where, numbers = where[~gauges], numbers[~gauges]
-    values += np.bincount(where, numbers, size)
+    """Gauges keep the last value; where a place comes twice, what came later stays."""
+    if not counts[_FIRST_GAUGE : _LAST_GAUGE + 1].any():
+        return
+    gauges = (places >= _FIRST_GAUGE) & (places <= _LAST_GAUGE)
+    packed.values[places[gauges], columns[gauges]] = numbers[gauges]
+    packed.values[_ENTRIES_SEEN] += sums[_ENTRIES]
+    packed.samples[_ENTRIES_SEEN] += counts[_ENTRIES]

@@ -13,7 +13,7 @@ from cmr_monitor_callbacks.packed import ROW
 from cmr_monitor_callbacks.probes.reading import layer_parameter
 from cmr_monitor_callbacks.probes.report import Report
 from cmr_monitor_callbacks.probes.survey import Part
-from cmr_monitor_callbacks.probes.wrapping import Wraps
+from cmr_monitor_callbacks.probes.wrapping import Make, Wraps
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Ways:
         wrap: whether methods may be replaced.
         hooks: whether hooks may be registered.
         poll: whether attributes may be read at the end of a window.
+        weakly: whether what is being recognised is held by nothing that is looked at.
         calls_by: who counts the calls of the capture: ``capture`` (a method of the model),
             ``monitor`` (the model's own performance monitor) or ``store``.
         reconstructs: whether a reconstructor is watched.
@@ -38,8 +39,13 @@ class Ways:
     wrap: bool = True
     hooks: bool = True
     poll: bool = True
+    weakly: bool = False
     calls_by: str = "store"
     reconstructs: bool = False
+
+    def replace(self, owner: Any, name: str, make: Make) -> bool:
+        """Have a method of an object do more; says whether that could be done."""
+        return self.wraps.replace(owner, name, make, weakly=self.weakly)
 
 
 class Watch(Protocol):
@@ -56,6 +62,11 @@ class Watch(Protocol):
     @property
     def sources(self) -> dict[str, str]:
         """By metric or component, where its numbers come from."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether what is watched is still there."""
         ...
 
     def install(self, ways: Ways) -> None:
@@ -89,6 +100,11 @@ class BaseWatch:
 
     def poll(self) -> None:
         """Nothing is read unless a watch says what."""
+
+    @property
+    def alive(self) -> bool:
+        """See `Watch.alive`."""
+        return self._owner() is not None
 
     @property
     def sources(self) -> dict[str, str]:
@@ -154,15 +170,9 @@ def guarded(report: Report, where: str, action: Callable[..., None]) -> Callable
     return safely
 
 
-ATTEMPTED, CAPTURED, STORED, CONSIDERED, CAPTURES = (
+ATTEMPTED, CAPTURED, STORED, CONSIDERED = (
     ROW[name]
-    for name in (
-        "states_attempted",
-        "states_captured",
-        "states_stored",
-        "states_considered",
-        "capture_calls",
-    )
+    for name in ("states_attempted", "states_captured", "states_stored", "states_considered")
 )
 EVICTED, CLEARED, LOADED, OVERWRITTEN, CLEARS = (
     ROW[name]
@@ -180,12 +190,10 @@ RETRIEVALS, RETURNED, CACHE_HITS, CACHE_OPERATIONS = (
     for name in ("total_retrievals", "entries_retrieved", "cache_hits", "cache_operations")
 )
 FOUND, ASKED = ROW["retrieval_hits"], ROW["slots_asked"]
-RECONSTRUCTIONS, USING, MEMORIES, QUALITY, SIMILARITY = (
+USING, QUALITY, SIMILARITY = (
     ROW[name]
     for name in (
-        "reconstruction_calls",
         "total_reconstructions",
-        "memories_used_sum",
         "reconstruction_quality_sum",
         "reconstruction_similarity_sum",
     )

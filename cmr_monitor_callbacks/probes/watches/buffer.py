@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Final
 
 from cmr_monitor_callbacks.probes.reading import (
     UNKNOWN,
+    LayerOf,
+    fast_layer,
     held_layer,
     layer_of,
     offered_states,
 )
-from cmr_monitor_callbacks.probes.report import compiling, graph_task
+from cmr_monitor_callbacks.probes.report import LOADING, UnderWay, compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import (
     ATTEMPTED,
     BYTES,
     CAPACITY,
     CAPTURED,
-    CAPTURES,
     CLEARED,
     CLEARS,
     ENTRIES,
@@ -36,7 +38,8 @@ from cmr_monitor_callbacks.probes.watches.base import (
 )
 from cmr_monitor_callbacks.probes.watches.retrieval import RetrievalWatch
 from cmr_monitor_callbacks.probes.watches.shelf import Shelf, find_shelf
-from cmr_monitor_callbacks.recording.tally import SECONDS
+from cmr_monitor_callbacks.probes.wrapping import Call, Make
+from cmr_monitor_callbacks.recording.tally import CALL
 
 _STORE: Final = re.compile(
     r"(store|add|insert|write|append|push|put|enqueue|remember)"
@@ -53,7 +56,16 @@ _LOAD: Final = re.compile(
     r"(load|restore|import)(_(state|entries|memory|memories|states|from\w*))?$"
 )
 _RETRIEVE: Final = re.compile(r"retrieve|(search|query|recall|lookup|read|sample|get_top)(_\w+)?$")
-_TIME: Final = SECONDS["capture"]
+_CALL, _TAKEN, _REFUSED, _TAKEN_IN, _REFUSED_IN = (
+    CALL[name]
+    for name in (
+        "capture",
+        "state taken",
+        "state refused",
+        "state taken in a capture",
+        "state refused in a capture",
+    )
+)
 Came = Callable[[Hashable | None], float]
 
 
@@ -71,7 +83,8 @@ class BufferWatch(BaseWatch):
         shelf._layer = lambda: self.layer
         self.layered = self.layered or shelf.by_layer
         self._offers = part.offers
-        self._removes = False
+        self.looks = True
+        """Whether its length is looked at before and after each store."""
         self._retrieval: RetrievalWatch | None = None
         self.counts_moves = False
         """Whether stores are seen; else only what holds now is known."""
@@ -93,93 +106,128 @@ class BufferWatch(BaseWatch):
         owner = self._owner()
         offered = sorted(self._offers)
         removers = [name for name in offered if _REMOVE.match(name)]
-        self._removes = any(
-            [ways.wraps.replace(owner, name, self._remover(ways, name)) for name in removers]
+        self.looks = not any(
+            [ways.replace(owner, name, self._remover(ways, name)) for name in removers]
         )
         for name in offered:
             if _STORE.match(name):
-                made = ways.wraps.replace(owner, name, self._store(ways, name))
+                made = ways.replace(owner, name, self._store(ways, name))
                 self.counts_moves |= made
                 if made:
                     self.source("capture", "wrapped", name)
             elif _INSERT.match(name):
-                ways.wraps.replace(owner, name, self._inserter(ways, name))
+                ways.replace(owner, name, self._inserter(ways, name))
             elif _CLEAR.match(name):
-                ways.wraps.replace(owner, name, self._clearer(ways, name))
+                ways.replace(owner, name, self._clearer(ways, name))
             elif _LOAD.match(name):
-                ways.wraps.replace(owner, name, self._loader(ways))
-        how = "wrapped" if self._removes else "polled"
+                ways.replace(owner, name, self._loader(ways))
+        how = "polled" if self.looks else "wrapped"
         self.source("buffer", how, removers[0] if removers else self.shelf.name, "eviction_count")
 
     # -- what is called instead -------------------------------------------------------------
 
-    def _store(self, ways: Ways, name: str) -> Callable[..., Any]:
+    def _store(self, ways: Ways, name: str) -> Make:
         report, scope, now = ways.report, ways.report.scope, ways.report.now
-        layer = layer_of(method(self._owner(), name), self.unnamed_layer)
-        looks = not self._removes
-        single = offered_states(name, (), {}) if name.endswith(("_state", "_entry")) else None
+        called = method(self._owner(), name)
+        layer = layer_of(called, self.unnamed_layer)
+        by_name, position, default = fast_layer(called)
+        one = name.endswith(("_state", "_entry"))
         own_calls = ways.calls_by == "store"
-        extend, place = report.extend, report.place
-        lengths = self.shelf.lengths
+        extend, places, lengths = report.extend, report.places, self.shelf.lengths
+        safely = guarded(
+            report, f"{self.path}.{name}", partial(self._record_store, name, layer, own_calls)
+        )
 
-        def record(seconds: float, out: Any, before: Any, inner: int, args: Any, kw: Any) -> None:
-            at = place(resolved(layer(args, kw)))
-            if before is not None:
-                self._record_look(before, lengths(), at, out, inner, name, args, kw)
-            if scope.stored != inner:  # an inner store was counted
-                if own_calls and not scope.capturing and at is not None:
-                    extend((at + CAPTURES, 1, at + _TIME, seconds))
-                return
-            scope.stored += 1
-            if at is None:
-                return
-            offered = single or offered_states(name, args, kw)
-            stored = 0 if out is False else offered
-            if own_calls and not scope.capturing:
-                extend(
-                    (
-                        at + ATTEMPTED,
-                        offered,
-                        at + CAPTURED,
-                        offered,
-                        at + STORED,
-                        stored,
-                        at + CAPTURES,
-                        1,
-                        at + _TIME,
-                        seconds,
-                    )
-                )
-            else:
-                extend((at + ATTEMPTED, offered, at + CAPTURED, offered, at + STORED, stored))
-
-        safely = guarded(report, f"{self.path}.{name}", record)
-
-        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
-            def store(*args: Any, **kwargs: Any) -> Any:
-                if compiling() or graph_task() != -1 or scope.loading:
-                    return function(ref(), *args, **kwargs)
-                outer, inner = scope.storing, scope.stored
-                before = lengths() if looks and outer is not self else None
-                scope.storing = self
+        def make(original: Call) -> Call:
+            def inside(under: UnderWay, args: Any, kwargs: Any) -> Any:
+                """A store within a load is one; within a store it is what that one does."""
+                outer, inner = under.storing, under.stored
+                if outer is LOADING or graph_task() != -1 or compiling():
+                    return original(*args, **kwargs)
+                before = lengths() if self.looks and outer is not self else None
+                under.storing = self
                 start = now()
                 try:
-                    out = function(ref(), *args, **kwargs)
+                    out = original(*args, **kwargs)
                 except BaseException as exc:
                     report_error(report, layer, args, kwargs, exc)
                     raise
                 finally:
-                    scope.storing = outer
-                if outer is self:
-                    if scope.stored == inner:
-                        safely(now() - start, out, None, inner, args, kwargs)
-                else:
-                    safely(now() - start, out, before, inner, args, kwargs)
+                    under.storing = outer
+                safely(under, now() - start, out, before, inner, args, kwargs)
                 return out
 
-            return store
+            report.codes.add(inside.__code__)
+
+            def store(*args: Any, **kwargs: Any) -> Any:
+                under = scope.now
+                if under.storing is not None or graph_task() != -1 or compiling():
+                    return inside(under, args, kwargs)
+                inner = under.stored
+                under.storing = self
+                start = now()
+                try:
+                    out = original(*args, **kwargs)
+                except BaseException as exc:
+                    report_error(report, layer, args, kwargs, exc)
+                    raise
+                finally:
+                    under.storing = None
+                seconds = now() - start
+                # the usual case without another frame: a layer seen before, and one state
+                if one and under.stored == inner:
+                    try:
+                        if by_name in kwargs:
+                            at = places.get(kwargs[by_name])
+                        else:
+                            at = places.get(args[position] if position < len(args) else default)
+                    except TypeError:  # an id that cannot be a key
+                        at = None
+                    if at is not None:
+                        under.stored = inner + 1
+                        if own_calls and not under.capturing:
+                            extend((at + (_REFUSED if out is False else _TAKEN), seconds))
+                        else:
+                            extend((at + (_REFUSED_IN if out is False else _TAKEN_IN), 0))
+                        return out
+                safely(under, seconds, out, None, inner, args, kwargs)
+                return out
+
+            def store_with_looks(*args: Any, **kwargs: Any) -> Any:
+                return inside(scope.now, args, kwargs)
+
+            return store_with_looks if self.looks else store
 
         return make
+
+    def _record_store(
+        self,
+        name: str,
+        layer: LayerOf,
+        own_calls: bool,
+        under: UnderWay,
+        seconds: float,
+        out: Any,
+        before: dict[Any, int] | None,
+        inner: int,
+        args: Any,
+        kwargs: Any,
+    ) -> None:
+        report = self._report
+        at = report.place(resolved(layer(args, kwargs)))
+        if before is not None:
+            self._record_look(before, self.shelf.lengths(), at, out, inner, name, args, kwargs)
+        counted = under.stored != inner  # by an inner store
+        if not counted:
+            under.stored += 1
+        if at is None:
+            return
+        if not counted:
+            offered = offered_states(name, args, kwargs)
+            stored = 0 if out is False else offered
+            report.extend((at + ATTEMPTED, offered, at + CAPTURED, offered, at + STORED, stored))
+        if own_calls and not under.capturing and under.storing is not self:
+            report.extend((at + _CALL, seconds))
 
     def _record_look(
         self,
@@ -194,7 +242,7 @@ class BufferWatch(BaseWatch):
     ) -> None:
         """Evictions that a store made in silence: what should be there and is not."""
         report = self._report
-        counted = report.scope.stored - inner
+        counted = report.scope.now.stored - inner
         offered = counted or (0 if out is False else offered_states(name, args, kwargs))
         for layer in {*before, *after}:
             where = report.place(layer)
@@ -214,7 +262,7 @@ class BufferWatch(BaseWatch):
             return each.get(layer)
         return each if each is not None else total
 
-    def _remover(self, ways: Ways, name: str) -> Callable[..., Any]:
+    def _remover(self, ways: Ways, name: str) -> Make:
         report, scope = ways.report, ways.report.scope
         layer = self._layer_of_entry(name)
         extend, place = report.extend, report.place
@@ -222,16 +270,16 @@ class BufferWatch(BaseWatch):
         def record(at_layer: Any) -> None:
             at = place(at_layer)
             if at is not None:
-                extend((at + (CLEARED if scope.clearing else EVICTED), 1))
+                extend((at + (CLEARED if scope.now.clearing else EVICTED), 1))
 
         safely = guarded(report, f"{self.path}.{name}", record)
 
-        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        def make(original: Call) -> Call:
             def remove(*args: Any, **kwargs: Any) -> Any:
                 if compiling():
-                    return function(ref(), *args, **kwargs)
+                    return original(*args, **kwargs)
                 at_layer = layer(args, kwargs)
-                out = function(ref(), *args, **kwargs)
+                out = original(*args, **kwargs)
                 if out is not False:
                     safely(at_layer)
                 return out
@@ -240,7 +288,7 @@ class BufferWatch(BaseWatch):
 
         return make
 
-    def _inserter(self, ways: Ways, name: str) -> Callable[..., Any]:
+    def _inserter(self, ways: Ways, name: str) -> Make:
         report, scope = ways.report, ways.report.scope
         layer = self._layer_of_entry(name)
         extend, place = report.extend, report.place
@@ -252,10 +300,10 @@ class BufferWatch(BaseWatch):
 
         safely = guarded(report, f"{self.path}.{name}", record)
 
-        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        def make(original: Call) -> Call:
             def insert(*args: Any, **kwargs: Any) -> Any:
-                out = function(ref(), *args, **kwargs)
-                if not compiling() and scope.storing is None and out is not False:
+                out = original(*args, **kwargs)
+                if not compiling() and scope.now.storing in (None, LOADING) and out is not False:
                     safely(layer(args, kwargs))
                 return out
 
@@ -275,14 +323,14 @@ class BufferWatch(BaseWatch):
 
         return layer
 
-    def _clearer(self, ways: Ways, name: str) -> Callable[..., Any]:
+    def _clearer(self, ways: Ways, name: str) -> Make:
         report, scope = ways.report, ways.report.scope
         layer = layer_of(method(self._owner(), name), self.unnamed_layer)
         lengths = self.shelf.lengths
 
         def record(before: dict[Any, int], came: Came, args: Any, kw: Any) -> None:
             after, came_since = lengths(), report.came()
-            kind = EVICTED if scope.storing is self else CLEARED
+            kind = EVICTED if scope.now.storing is self else CLEARED
             for each in {*before, *after}:
                 at = report.place(each)
                 if at is not None:
@@ -290,22 +338,23 @@ class BufferWatch(BaseWatch):
                     gone = before.get(each, 0) + moved - after.get(each, 0)
                     report.extend((at + kind, max(0, int(gone))))
             at = report.place(resolved(layer(args, kw)))
-            if at is not None and scope.storing is None:
+            if at is not None and scope.now.storing is None:
                 report.extend((at + CLEARS, 1))
 
         safely = guarded(report, f"{self.path}.{name}", record)
 
-        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        def make(original: Call) -> Call:
             def clear(*args: Any, **kwargs: Any) -> Any:
-                in_store = scope.storing is self
-                if compiling() or scope.clearing or (in_store and not self._removes):
-                    return function(ref(), *args, **kwargs)  # the look after the store tells
+                under = scope.now
+                in_store = under.storing is self
+                if compiling() or under.clearing or (in_store and self.looks):
+                    return original(*args, **kwargs)  # the look after the store tells
                 before, came = lengths(), report.came()
-                scope.clearing = not in_store
+                under.clearing = not in_store
                 try:
-                    out = function(ref(), *args, **kwargs)
+                    out = original(*args, **kwargs)
                 finally:
-                    scope.clearing = False
+                    under.clearing = False
                 safely(before, came, args, kwargs)
                 return out
 
@@ -313,16 +362,17 @@ class BufferWatch(BaseWatch):
 
         return make
 
-    def _loader(self, ways: Ways) -> Callable[..., Any]:
+    def _loader(self, ways: Ways) -> Make:
         scope = ways.report.scope
 
-        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        def make(original: Call) -> Call:
             def load(*args: Any, **kwargs: Any) -> Any:
-                outer, scope.loading = scope.loading, True
+                under = scope.now
+                outer, under.storing = under.storing, LOADING
                 try:
-                    return function(ref(), *args, **kwargs)
+                    return original(*args, **kwargs)
                 finally:
-                    scope.loading = outer
+                    under.storing = outer
 
             return load
 

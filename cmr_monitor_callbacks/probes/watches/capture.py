@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -13,7 +12,6 @@ from cmr_monitor_callbacks.probes.reading import layer_of, layer_parameter
 from cmr_monitor_callbacks.probes.report import compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part, attributes
 from cmr_monitor_callbacks.probes.watches.base import (
-    CAPTURES,
     CONSIDERED,
     BaseWatch,
     Ways,
@@ -22,10 +20,11 @@ from cmr_monitor_callbacks.probes.watches.base import (
     report_error,
     resolved,
 )
-from cmr_monitor_callbacks.recording.tally import SECONDS
+from cmr_monitor_callbacks.probes.wrapping import Call, Make
+from cmr_monitor_callbacks.recording.tally import CALL
 
 _CAPTURE: Final = re.compile(r"_*capture(_\w+)?$")
-_TIME: Final = SECONDS["capture"]
+_CALL: Final = CALL["capture"]
 
 
 class CaptureWatch(BaseWatch):
@@ -40,34 +39,34 @@ class CaptureWatch(BaseWatch):
         if ways.calls_by != "capture" or "capture" not in ways.report.kinds:
             return
         for name in self._methods:
-            if ways.wraps.replace(self._owner(), name, self._maker(ways, name)):
+            if ways.replace(self._owner(), name, self._maker(ways, name)):
                 self.source("", "wrapped", name, "capture_calls", "avg_capture_time")
 
-    def _maker(self, ways: Ways, name: str) -> Callable[..., Any]:
+    def _maker(self, ways: Ways, name: str) -> Make:
         report, scope, now = ways.report, ways.report.scope, ways.report.now
         layer = layer_of(method(self._owner(), name), self.unnamed_layer)
 
         def record(seconds: float, at_layer: Any) -> None:
             at = report.place(at_layer)
             if at is not None:
-                report.extend((at + CAPTURES, 1, at + _TIME, seconds))
+                report.extend((at + _CALL, seconds))
 
         safely = guarded(report, f"{self.path}.{name}", record)
 
-        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        def make(original: Call) -> Call:
             def capture(*args: Any, **kwargs: Any) -> Any:
-                if compiling() or scope.capturing or graph_task() != -1:
-                    return function(ref(), *args, **kwargs)
+                if compiling() or scope.now.capturing or graph_task() != -1:
+                    return original(*args, **kwargs)
                 at_layer = resolved(layer(args, kwargs))
-                scope.capturing, scope.layer = True, at_layer
+                scope.now.capturing, scope.now.layer = True, at_layer
                 start = now()
                 try:
-                    out = function(ref(), *args, **kwargs)
+                    out = original(*args, **kwargs)
                 except BaseException as exc:
                     report_error(report, layer, args, kwargs, exc)
                     raise
                 finally:
-                    scope.capturing, scope.layer = False, None
+                    scope.now.capturing, scope.now.layer = False, None
                 safely(now() - start, at_layer)
                 return out
 
@@ -86,14 +85,14 @@ class ScorerWatch(BaseWatch):
         report, scope = ways.report, ways.report.scope
 
         def record(out: Any) -> None:
-            at = report.place(scope.layer)
+            at = report.place(scope.now.layer)
             if at is not None and isinstance(out, torch.Tensor):
                 report.extend((at + CONSIDERED, _scored(out)))
 
         safely = guarded(report, self.path, record)
 
         def scored(module: nn.Module, args: Any, out: Any) -> None:
-            if not compiling() and scope.capturing and graph_task() == -1:
+            if not compiling() and scope.now.capturing and graph_task() == -1:
                 safely(out[0] if isinstance(out, tuple) and out else out)
 
         ways.handles.append(self._owner().register_forward_hook(scored))

@@ -12,16 +12,15 @@ from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import (
     ATTEMPTED,
     CAPTURED,
-    CAPTURES,
-    RETRIEVALS,
     STORED,
     BaseWatch,
     Ways,
     guarded,
 )
-from cmr_monitor_callbacks.recording.tally import SECONDS
+from cmr_monitor_callbacks.probes.wrapping import Call, Make
+from cmr_monitor_callbacks.recording.tally import CALL
 
-_CAPTURE_TIME, _RETRIEVAL_TIME = SECONDS["capture"], SECONDS["retrieval"]
+_CAPTURE, _RETRIEVAL = CALL["capture"], CALL["retrieval"]
 
 
 class FastWeightsWatch(BaseWatch):
@@ -37,29 +36,29 @@ class FastWeightsWatch(BaseWatch):
             ("store_memories", self._record_store, "storing", "capture"),
             ("retrieve_memories", self._record_retrieval, "retrieving", "retrieval"),
         ):
-            if kind in ways.report.kinds and ways.wraps.replace(
+            if kind in ways.report.kinds and ways.replace(
                 self._owner(), name, self._maker(name, record, flag)
             ):
                 self.source(kind, "wrapped", name)
 
-    def _maker(self, name: str, record: Callable[..., None], flag: str) -> Callable[..., Any]:
+    def _maker(self, name: str, record: Callable[..., None], flag: str) -> Make:
         report, scope, now = self._report, self._report.scope, self._report.now
         safely = guarded(report, f"{self.path}.{name}", record)
 
-        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        def make(original: Call) -> Call:
             def call(*args: Any, **kwargs: Any) -> Any:
-                before = getattr(scope, flag)
+                before = getattr(scope.now, flag)
                 if compiling() or before or graph_task() != -1:
-                    return function(ref(), *args, **kwargs)
-                setattr(scope, flag, self)
+                    return original(*args, **kwargs)
+                setattr(scope.now, flag, self)
                 start = now()
                 try:
-                    out = function(ref(), *args, **kwargs)
+                    out = original(*args, **kwargs)
                 except BaseException as exc:
                     report.error(self.layer, exc)
                     raise
                 finally:
-                    setattr(scope, flag, before)
+                    setattr(scope.now, flag, before)
                 safely(now() - start, out, args, kwargs)
                 return out
 
@@ -72,7 +71,7 @@ class FastWeightsWatch(BaseWatch):
         sequence = next((x for x in (*args, *kwargs.values()) if torch.is_tensor(x)), None)
         if at is None:
             return
-        items: list[Any] = [at + CAPTURES, 1, at + _CAPTURE_TIME, seconds]
+        items: list[Any] = [at + _CAPTURE, seconds]
         if sequence is not None and sequence.ndim >= 3:
             rows, length = sequence.shape[-3:-1]
             waiting = _remainder(out, sequence)
@@ -83,7 +82,7 @@ class FastWeightsWatch(BaseWatch):
     def _record_retrieval(self, seconds: float, out: Any, args: Any, kwargs: Any) -> None:
         at = self._report.place(self.layer)
         if at is not None:
-            self._report.extend((at + RETRIEVALS, 1, at + _RETRIEVAL_TIME, seconds))
+            self._report.extend((at + _RETRIEVAL, seconds))
 
 
 def _remainder(out: Any, sequence: torch.Tensor) -> int:

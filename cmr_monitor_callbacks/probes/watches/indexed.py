@@ -16,22 +16,21 @@ from cmr_monitor_callbacks.probes.watches.base import (
     BYTES,
     CAPACITY,
     CAPTURED,
-    CAPTURES,
     CLEARED,
     CLEARS,
     ENTRIES,
     EVICTED,
     FOUND,
-    RETRIEVALS,
     RETURNED,
     STORED,
     BaseWatch,
     Ways,
     guarded,
 )
-from cmr_monitor_callbacks.recording.tally import SECONDS
+from cmr_monitor_callbacks.probes.wrapping import Call
+from cmr_monitor_callbacks.recording.tally import CALL
 
-_CAPTURE_TIME, _RETRIEVAL_TIME = SECONDS["capture"], SECONDS["retrieval"]
+_CAPTURE, _RETRIEVAL = CALL["capture"], CALL["retrieval"]
 _LIMITS = ("max_memories", "max_num_entries", "max_entries", "capacity", "max_size")
 _INDICES = ("knns", "indices", "indexes", "index")
 
@@ -53,7 +52,7 @@ class IndexedWatch(BaseWatch):
         self.source("buffer", "wrapped", "add", "eviction_count")
 
     def _wrap(self, ways: Ways, name: str, maker: Callable[..., Any], kind: str) -> None:
-        made = ways.wraps.replace(self._owner(), name, maker)
+        made = ways.replace(self._owner(), name, maker)
         self.counts_moves |= made and name == "add"
         if made and kind:
             self.source(kind, "wrapped", name)
@@ -76,7 +75,7 @@ class IndexedWatch(BaseWatch):
         limit = next((own[name] for name in _LIMITS if type(own.get(name)) is int), None)
         return None if limit is None else limit * len(self._indices())
 
-    def _add(self, function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+    def _add(self, original: Call) -> Call:
         report, scope, now = self._report, self._report.scope, self._report.now
 
         def record(seconds: float, before: int, args: Any, kwargs: Any) -> None:
@@ -86,24 +85,23 @@ class IndexedWatch(BaseWatch):
             offered, stored = self._offered(args, kwargs)
             evicted = before + stored - self.count()
             report.extend((at + ATTEMPTED, offered, at + CAPTURED, offered, at + STORED, stored))
-            report.extend((at + CAPTURES, 1, at + _CAPTURE_TIME, seconds))
-            report.extend((at + EVICTED, max(0, evicted)))
+            report.extend((at + _CAPTURE, seconds, at + EVICTED, max(0, evicted)))
 
         safely = guarded(report, f"{self.path}.add", record)
 
         def add(*args: Any, **kwargs: Any) -> Any:
-            if compiling() or graph_task() != -1 or scope.storing is not None:
-                return function(ref(), *args, **kwargs)
+            if compiling() or graph_task() != -1 or scope.now.storing is not None:
+                return original(*args, **kwargs)
             before = self.count()
-            scope.storing = self
+            scope.now.storing = self
             start = now()
             try:
-                out = function(ref(), *args, **kwargs)
+                out = original(*args, **kwargs)
             except BaseException as exc:
                 report.error(self.layer, exc)
                 raise
             finally:
-                scope.storing = None
+                scope.now.storing = None
             safely(now() - start, before, args, kwargs)
             return out
 
@@ -121,14 +119,14 @@ class IndexedWatch(BaseWatch):
         limit = next((own[name] for name in _LIMITS if type(own.get(name)) is int), each)
         return rows * each, rows * min(each, limit)
 
-    def _search(self, function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+    def _search(self, original: Call) -> Call:
         report, scope, now = self._report, self._report.scope, self._report.now
 
         def record(seconds: float, out: Any) -> None:
             at = report.place(self.layer)
             if at is None:
                 return
-            items: list[Any] = [at + RETRIEVALS, 1, at + _RETRIEVAL_TIME, seconds]
+            items: list[Any] = [at + _RETRIEVAL, seconds]
             mask = _mask(out)
             if mask is None:
                 returned = returned_entries(out)
@@ -141,23 +139,23 @@ class IndexedWatch(BaseWatch):
         safely = guarded(report, f"{self.path}.search", record)
 
         def search(*args: Any, **kwargs: Any) -> Any:
-            if compiling() or scope.retrieving or graph_task() != -1:
-                return function(ref(), *args, **kwargs)
-            scope.retrieving = True
+            if compiling() or scope.now.retrieving or graph_task() != -1:
+                return original(*args, **kwargs)
+            scope.now.retrieving = True
             start = now()
             try:
-                out = function(ref(), *args, **kwargs)
+                out = original(*args, **kwargs)
             except BaseException as exc:
                 report.error(self.layer, exc)
                 raise
             finally:
-                scope.retrieving = False
+                scope.now.retrieving = False
             safely(now() - start, out)
             return out
 
         return search
 
-    def _clear(self, function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+    def _clear(self, original: Call) -> Call:
         report, scope = self._report, self._report.scope
 
         def record(before: int) -> None:
@@ -168,10 +166,10 @@ class IndexedWatch(BaseWatch):
         safely = guarded(report, f"{self.path}.clear", record)
 
         def clear(*args: Any, **kwargs: Any) -> Any:
-            if scope.storing is not None:  # a wipe when full: an eviction
-                return function(ref(), *args, **kwargs)
+            if scope.now.storing is not None:  # a wipe when full: an eviction
+                return original(*args, **kwargs)
             before = self.count()
-            out = function(ref(), *args, **kwargs)
+            out = original(*args, **kwargs)
             safely(before)
             return out
 

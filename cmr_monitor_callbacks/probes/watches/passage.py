@@ -52,16 +52,16 @@ class PassageWatch(BaseWatch):
         scope = report.scope
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if compiling() or scope.passing is not None or graph_task() != -1:
+            if compiling() or scope.now.passing is not None or graph_task() != -1:
                 return
-            scope.passing = self
+            scope.now.passing = self
             if counts:
                 enters(args, kwargs)
 
         def after(module: nn.Module, args: Any, out: Any) -> None:
-            if compiling() or scope.passing is not self:
+            if compiling() or scope.now.passing is not self:
                 return
-            scope.passing = None
+            scope.now.passing = None
             if out is None:
                 raised = sys.exc_info()[1]
                 if raised is not None:  # this hook is called on the way out too
@@ -132,6 +132,6 @@ def passages(model: nn.Module, paths: list[str]) -> list[str]:
         model: what is attached.
         paths: of the objects watched in it.
     """
-    holding = {path.partition(".")[0] for path in paths}
-    children = [name for name, _ in model.named_children()]
+    holding = {path.partition(".")[0] for path in paths if "." in path}
+    children = [name for name, _ in model.named_children() if name not in paths]
     return ["", *(name for name in children if name in holding or len(children) == 1)]

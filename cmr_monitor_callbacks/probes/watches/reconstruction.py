@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from cmr_monitor_callbacks.probes.reading import (
     MEMORY_NAME,
+    LayerOf,
+    fast_layer,
     layer_of,
     layer_parameter,
     parameters,
@@ -18,11 +21,8 @@ from cmr_monitor_callbacks.probes.reading import (
 from cmr_monitor_callbacks.probes.report import compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import (
-    MEMORIES,
     QUALITY,
-    RECONSTRUCTIONS,
     SIMILARITY,
-    USING,
     BaseWatch,
     Ways,
     guarded,
@@ -30,11 +30,13 @@ from cmr_monitor_callbacks.probes.watches.base import (
     report_error,
     resolved,
 )
-from cmr_monitor_callbacks.recording.tally import SECONDS
+from cmr_monitor_callbacks.probes.wrapping import Call, Make
+from cmr_monitor_callbacks.recording.tally import CALL
 
-_TIME: Final = SECONDS["reconstruction"]
+_CALL, _MEMORIES = CALL["reconstruction"], CALL["memories used"]
+_FIRST: Final = "num_memories_used"
 _METHOD: Final = re.compile(r"reconstruct(_\w+)?$|reweave(_\w+)?$")
-_USED: Final = ("num_memories_used", "memories_used", "num_memories", "n_memories")
+_USED: Final = (_FIRST, "memories_used", "num_memories", "n_memories")
 _QUALITY: Final = ("reconstruction_quality", "quality")
 _POSITIONS: Final = 256
 
@@ -57,77 +59,91 @@ class ReconstructionWatch(BaseWatch):
             self.source("reconstruction", "hook", "forward")
         elif ways.wrap:
             for name in self._methods:
-                if ways.wraps.replace(self._owner(), name, self._maker(ways, name)):
+                if ways.replace(self._owner(), name, self._maker(ways, name)):
                     self.source("reconstruction", "wrapped", name)
 
     def sample(self, on: bool) -> None:
         """Compare the states before and after in each call, or in none."""
         self._compare = on
 
-    def _recorder(self, name: str) -> Callable[..., None]:
+    def _record(self, layer: LayerOf, seconds: float, out: Any, args: Any, kwargs: Any) -> None:
         report = self._report
-
-        def record(seconds: float, at_layer: Any, out: Any, args: Any, kwargs: Any) -> None:
-            at = report.place(at_layer)
-            if at is None:
-                return
-            items: list[Any] = [at + RECONSTRUCTIONS, 1, at + _TIME, seconds]
-            info = next((part for part in _parts(out) if isinstance(part, Mapping)), None)
-            used, quality = _host(_first(info, _USED)), _host(_first(info, _QUALITY))
-            if used is not None:
-                items += (at + USING, 1 if used > 0 else 0, at + MEMORIES, used)
-            if quality is not None:
-                items += (at + QUALITY, quality)
-            if self._compare:
-                cosine = _similarity((*args, *kwargs.values()), _parts(out))
-                if cosine is not None:
-                    items += (at + SIMILARITY, cosine)
-            report.extend(items)
-
-        return guarded(report, f"{self.path}.{name}", record)
+        at = report.place(resolved(layer(args, kwargs)))
+        if at is None:
+            return
+        items: list[Any] = [at + _CALL, seconds]
+        info = next((part for part in _parts(out) if isinstance(part, Mapping)), None)
+        used, quality = _host(_first(info, _USED)), _host(_first(info, _QUALITY))
+        if used is not None:
+            items += (at + _MEMORIES, used)
+        if quality is not None:
+            items += (at + QUALITY, quality)
+        if self._compare:
+            cosine = _similarity((*args, *kwargs.values()), _parts(out))
+            if cosine is not None:
+                items += (at + SIMILARITY, cosine)
+        report.extend(items)
 
     def _hook(self, ways: Ways) -> None:
-        scope, now = ways.report.scope, ways.report.now
-        owner = self._owner()
+        report, scope, now = ways.report, ways.report.scope, ways.report.now
+        owner, extend, places = self._owner(), ways.report.extend, ways.report.places
         layer = layer_of(method(owner, "forward"), self.unnamed_layer)
-        safely = self._recorder("forward")
-        started: list[float] = []
+        by_name, position, default = fast_layer(method(owner, "forward"))
+        safely = guarded(report, f"{self.path}.forward", partial(self._record, layer))
 
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not compiling() and graph_task() == -1 and not scope.reconstructing:
-                scope.reconstructing = True
-                started.append(now())
+        def before(module: nn.Module, args: Any) -> None:
+            under = scope.now
+            if under.reconstructing is None and graph_task() == -1 and not compiling():
+                under.reconstructing = now()
 
         def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            if compiling() or graph_task() != -1 or not started:
+            under = scope.now
+            start = under.reconstructing
+            if start is None or graph_task() != -1 or compiling():
                 return
-            seconds = now() - started.pop()
-            scope.reconstructing = False
-            if out is not None:  # else its forward raised: the root's hook counts that
-                safely(seconds, resolved(layer(args, kwargs)), out, args, kwargs)
+            under.reconstructing = None
+            if out is None:  # its forward raised: the hook of the model's forward counts that
+                return
+            seconds = now() - start
+            # the usual case without another frame: a layer seen before, the model's own count
+            if type(out) is tuple and len(out) == 2 and not self._compare:
+                info = out[1]
+                used = info.get(_FIRST) if type(info) is dict and len(info) == 1 else None
+                if type(used) is int:
+                    try:
+                        if by_name in kwargs:
+                            at = places.get(kwargs[by_name])
+                        else:
+                            at = places.get(args[position] if position < len(args) else default)
+                    except TypeError:  # an id that cannot be a key
+                        at = None
+                    if at is not None:
+                        extend((at + _CALL, seconds, at + _MEMORIES, used))
+                        return
+            safely(seconds, out, args, kwargs)
 
-        ways.handles.append(owner.register_forward_pre_hook(before, with_kwargs=True))
+        ways.handles.append(owner.register_forward_pre_hook(before))
         ways.handles.append(owner.register_forward_hook(after, with_kwargs=True, always_call=True))
 
-    def _maker(self, ways: Ways, name: str) -> Callable[..., Any]:
+    def _maker(self, ways: Ways, name: str) -> Make:
         report, scope, now = ways.report, ways.report.scope, ways.report.now
         layer = layer_of(method(self._owner(), name), self.unnamed_layer)
-        safely = self._recorder(name)
+        safely = guarded(report, f"{self.path}.{name}", partial(self._record, layer))
 
-        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        def make(original: Call) -> Call:
             def reconstruct(*args: Any, **kwargs: Any) -> Any:
-                if compiling() or scope.reconstructing or graph_task() != -1:
-                    return function(ref(), *args, **kwargs)
-                scope.reconstructing = True
-                start = now()
+                under = scope.now
+                if under.reconstructing is not None or graph_task() != -1 or compiling():
+                    return original(*args, **kwargs)
+                under.reconstructing = start = now()
                 try:
-                    out = function(ref(), *args, **kwargs)
+                    out = original(*args, **kwargs)
                 except BaseException as exc:
                     report_error(report, layer, args, kwargs, exc)
                     raise
                 finally:
-                    scope.reconstructing = False
-                safely(now() - start, resolved(layer(args, kwargs)), out, args, kwargs)
+                    under.reconstructing = None
+                safely(now() - start, out, args, kwargs)
                 return out
 
             return reconstruct

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
+from functools import partial
 from typing import Any
 
-from cmr_monitor_callbacks.probes.reading import layer_of, returned_entries
-from cmr_monitor_callbacks.probes.report import compiling, graph_task
+from cmr_monitor_callbacks.probes.reading import LayerOf, fast_layer, layer_of, returned_entries
+from cmr_monitor_callbacks.probes.report import Report, compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part, attributes
 from cmr_monitor_callbacks.probes.watches.base import (
     CACHE_HITS,
     CACHE_OPERATIONS,
-    RETRIEVALS,
     RETURNED,
     BaseWatch,
     Ways,
@@ -20,9 +20,10 @@ from cmr_monitor_callbacks.probes.watches.base import (
     report_error,
     resolved,
 )
-from cmr_monitor_callbacks.recording.tally import SECONDS
+from cmr_monitor_callbacks.probes.wrapping import Call, Make
+from cmr_monitor_callbacks.recording.tally import CALL
 
-_TIME = SECONDS["retrieval"]
+_CALL, _HIT, _MISS = (CALL[name] for name in ("retrieval", "cache hit", "cache miss"))
 
 
 class CacheCounter:
@@ -70,55 +71,74 @@ class RetrievalWatch(BaseWatch):
         counter = CacheCounter(attributes(owner))
         self._cache = counter if counter.there else None
         for name in self._methods:
-            if ways.wraps.replace(owner, name, self._maker(ways, name)):
+            if ways.replace(owner, name, self._maker(ways, name)):
                 self.source("retrieval", "wrapped", name)
         if self._cache is not None and self.said:
             self.source("", "wrapped", "cache_hits", "cache_hits", "cache_hit_rate")
 
-    def _maker(self, ways: Ways, name: str) -> Callable[..., Any]:
-        report, scope = ways.report, ways.report.scope
-        now, cache, owner = report.now, self._cache, self._owner()
-        layer = layer_of(method(owner, name), self.unnamed_layer)
-        record = guarded(report, f"{self.path}.{name}", self._recorder(ways, layer))
+    def _maker(self, ways: Ways, name: str) -> Make:
+        report, scope, now = ways.report, ways.report.scope, ways.report.now
+        cache, extend, places = self._cache, ways.report.extend, ways.report.places
+        called = method(self._owner(), name)
+        layer = layer_of(called, self.unnamed_layer)
+        by_name, position, default = fast_layer(called)
+        safely = guarded(report, f"{self.path}.{name}", partial(self._record, report, layer))
 
-        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        def make(original: Call) -> Call:
             def retrieve(*args: Any, **kwargs: Any) -> Any:
-                if compiling() or scope.retrieving or graph_task() != -1:
-                    return function(ref(), *args, **kwargs)
-                scope.retrieving = True
+                under = scope.now
+                if under.retrieving or graph_task() != -1 or compiling():
+                    return original(*args, **kwargs)
+                under.retrieving = True
                 hits = None if cache is None else cache.read()
                 start = now()
                 try:
-                    out = function(ref(), *args, **kwargs)
+                    out = original(*args, **kwargs)
                 except BaseException as exc:
                     report_error(report, layer, args, kwargs, exc)
                     raise
                 finally:
-                    scope.retrieving = False
-                record(now() - start, out, hits, args, kwargs)
+                    under.retrieving = False
+                seconds = now() - start
+                # the usual case without another frame: a layer seen before, a list, no cache
+                if cache is None and type(out) is list:
+                    try:
+                        if by_name in kwargs:
+                            at = places.get(kwargs[by_name])
+                        else:
+                            at = places.get(args[position] if position < len(args) else default)
+                    except TypeError:  # an id that cannot be a key
+                        at = None
+                    if at is not None:
+                        extend((at + _CALL, seconds, at + RETURNED, len(out)))
+                        return out
+                safely(seconds, out, hits, args, kwargs)
                 return out
 
             return retrieve
 
         return make
 
-    def _recorder(self, ways: Ways, layer: Any) -> Callable[..., None]:
-        report, cache = ways.report, self._cache
-        extend, place = report.extend, report.place
-
-        def record(seconds: float, out: Any, hits: Any, args: Any, kwargs: Any) -> None:
-            at = place(resolved(layer(args, kwargs)))
-            if at is None:
-                return
-            returned = returned_entries(out)
-            if returned is None:
-                extend((at + RETRIEVALS, 1, at + _TIME, seconds))
-            else:
-                extend((at + RETRIEVALS, 1, at + _TIME, seconds, at + RETURNED, returned))
-            if cache is not None:
-                self._add_cache(report.extend, cache, at, hits)
-
-        return record
+    def _record(
+        self,
+        report: Report,
+        layer: LayerOf,
+        seconds: float,
+        out: Any,
+        hits: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> None:
+        at = report.place(resolved(layer(args, kwargs)))
+        if at is None:
+            return
+        returned = returned_entries(out)
+        if returned is None:
+            report.extend((at + _CALL, seconds))
+        else:
+            report.extend((at + _CALL, seconds, at + RETURNED, returned))
+        if self._cache is not None:
+            self._add_cache(report.extend, self._cache, at, hits)
 
     def _add_cache(self, extend: Any, cache: CacheCounter, at: int, before: Any) -> None:
         hit = 1 if cache.read() > before else 0
@@ -130,7 +150,7 @@ class RetrievalWatch(BaseWatch):
             for where, operations in cache.waiting.items():
                 extend((where + CACHE_OPERATIONS, operations, where + CACHE_HITS, 0))
             cache.waiting.clear()
-        extend((at + CACHE_OPERATIONS, 1, at + CACHE_HITS, hit))
+        extend((at + (_HIT if hit else _MISS), 0))
 
 
 def retriever(part: Part) -> RetrievalWatch | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import BaseWatch, Ways, guarded
+from cmr_monitor_callbacks.probes.wrapping import Call
 
 Told = Callable[..., None]
 
@@ -44,12 +45,12 @@ class SeamWatch(BaseWatch):
 
         safely = guarded(ways.report, f"{self.path}.{name}", pass_on)
 
-        def make(function: Callable[..., Any], ref: Callable[[], Any]) -> Callable[..., Any]:
+        def make(original: Call) -> Call:
             def record(*args: Any, **kwargs: Any) -> Any:
-                out = function(ref(), *args, **kwargs)
+                out = original(*args, **kwargs)
                 safely(args, kwargs)
                 return out
 
             return record
 
-        ways.wraps.replace(self._owner(), name, make)
+        ways.replace(self._owner(), name, make)

@@ -1,0 +1,238 @@
+"""What it costs to watch a model that nobody instrumented.
+
+Ratios within one run, of loops that alternate:
+
+* ``wrapped``: a call of a wrapped ``store_state`` less the call itself, beside a hand-written
+  wrapper with two clock readings and one ``extend``;
+* ``hooked``: a reconstructor's pair of hooks, beside an empty pair that reads the clock;
+* ``polled``: the look at a buffer at the end of a window, beside reading the same attributes;
+* ``step``: all of it at 12 layers (a store, a retrieval and a reconstruction each) in a real
+  Trainer with TensorBoard: what the calls take more, and the callback's hooks.
+
+    python benchmarks/watching.py            # prints a table, writes benchmarks/results/…json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from step_overhead import Bare, Timed, fit
+from torch import nn
+
+from cmr_monitor_callbacks import CMRPerformanceMonitor
+
+LAYERS = 12
+QUIET: dict[str, Any] = {"enable_alerts": False}
+
+
+class Buffer:
+    """A layered buffer as strangers write it; its calls do next to nothing."""
+
+    def __init__(self, capacity: int = 64) -> None:
+        self.max_entries_per_layer = capacity
+        self.max_total_entries = capacity * LAYERS
+        self.layer_buffers: dict[int, list[Any]] = {layer: [] for layer in range(LAYERS)}
+
+    def store_state(self, hidden_state: Any, layer_idx: int) -> bool:
+        """Keep a state, at the cost of the oldest."""
+        held = self.layer_buffers[layer_idx]
+        if len(held) >= self.max_entries_per_layer:
+            return False
+        held.append(hidden_state)
+        return True
+
+    def retrieve_by_layer(self, layer_idx: int) -> list[Any]:
+        """All of a layer."""
+        return self.layer_buffers[layer_idx]
+
+    def _remove_entry(self, entry: Any, layer_idx: int) -> None:
+        self.layer_buffers[layer_idx].remove(entry)
+
+
+class Reconstructor(nn.Module):
+    """Gives the states back as they are."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, memories: list[Any], layer_idx: int
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The states, and how many memories there were."""
+        return hidden_states, {"num_memories_used": len(memories)}
+
+
+class Memory(nn.Module):
+    """The parts of a memory model, without a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory_buffer = Buffer()
+        self.reconstructor = Reconstructor()
+
+    def step(self, states: torch.Tensor) -> None:
+        """What a forward does with its memory."""
+        buffer, reconstruct = self.memory_buffer, self.reconstructor
+        for layer in range(LAYERS):
+            buffer.store_state(states, layer)
+            reconstruct(states, buffer.retrieve_by_layer(layer), layer)
+
+
+class Watched(Bare):
+    """A LightningModule with a memory and nothing else; its step is timed."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.memory = Memory()
+        self.states = torch.zeros(4, 8)
+        self.spent = 0.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """The memory's calls, timed."""
+        start = time.perf_counter()
+        self.memory.step(self.states)
+        self.spent += time.perf_counter() - start
+        return self.weight.sum()
+
+
+def per_call(call: Callable[[], Any], times: int) -> float:
+    """Seconds of one call in a tight loop."""
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - start) / times
+
+
+def wrapped(times: int) -> float:
+    """A wrapped call's extra time, in those of a hand-written wrapper."""
+    clock, events = time.perf_counter, deque[Any](maxlen=1000)
+    plain, by_hand, ours = Memory(), Memory(), Memory()
+    state = torch.zeros(8)
+    original = by_hand.memory_buffer.store_state
+
+    def store_state(*args: Any, **kwargs: Any) -> Any:
+        start = clock()
+        out = original(*args, **kwargs)
+        events.extend((4, 1, 1, out, clock() - start))
+        return out
+
+    by_hand.memory_buffer.store_state = store_state  # type: ignore[method-assign]
+    monitor = CMRPerformanceMonitor(alert_config=QUIET, model=ours)
+    seconds = {}
+    for name, model in (("plain", plain), ("by hand", by_hand), ("ours", ours)):
+        buffer = model.memory_buffer
+        seconds[name] = per_call(lambda buffer=buffer: buffer.store_state(state, 4), times)
+        monitor.close_window()
+    monitor.detach()
+    return (seconds["ours"] - seconds["plain"]) / (seconds["by hand"] - seconds["plain"])
+
+
+def hooked(times: int) -> float:
+    """A reconstructor's hooks' extra time, in those of an empty pair that reads the clock."""
+    clock = time.perf_counter
+    plain, by_hand, ours = Memory(), Memory(), Memory()
+    states, memories, started = torch.zeros(4, 8), [1, 2, 3], [0.0]
+
+    def before(module: Any, args: Any, kwargs: Any) -> None:
+        started[0] = clock()
+
+    def after(module: Any, args: Any, kwargs: Any, out: Any) -> None:
+        started[0] = clock() - started[0]
+
+    by_hand.reconstructor.register_forward_pre_hook(before, with_kwargs=True)
+    by_hand.reconstructor.register_forward_hook(after, with_kwargs=True, always_call=True)
+    monitor = CMRPerformanceMonitor(alert_config=QUIET, model=ours)
+    seconds = {}
+    for name, model in (("plain", plain), ("by hand", by_hand), ("ours", ours)):
+        part = model.reconstructor
+        seconds[name] = per_call(lambda part=part: part(states, memories, 4), times)
+        monitor.close_window()
+    monitor.detach()
+    return seconds["ours"] / seconds["by hand"]
+
+
+def polled(times: int) -> float:
+    """The look at a buffer at a window's end, in readings of the same attributes."""
+    model = Memory()
+    for layer in range(LAYERS):
+        for _ in range(64):
+            model.memory_buffer.store_state(torch.zeros(8), layer)
+    monitor = CMRPerformanceMonitor(alert_config=QUIET, model=model)
+    watch = next(iter(monitor._automatic._watched.values()))[1][0]
+
+    def read() -> None:
+        buffer = model.memory_buffer
+        for entries in buffer.layer_buffers.values():
+            len(entries)
+            for entry in entries[::4]:  # the sixteen of which the size is read
+                entry.nelement() * entry.element_size()
+            buffer.max_entries_per_layer
+            buffer.max_total_entries
+
+    ratio = per_call(watch.poll, times // 100) / per_call(read, times // 100)
+    monitor.detach()
+    return ratio
+
+
+def step(steps: int) -> tuple[float, float]:
+    """Microseconds a step: what the memory's calls take more, and the callback's hooks."""
+    with_monitor, without = Watched(), Watched()
+    Timed.spent = 0.0
+    fit(with_monitor, steps, [Timed()])
+    hooks = Timed.spent
+    fit(without, steps, [])
+    return (with_monitor.spent - without.spent) / steps * 1e6, hooks / steps * 1e6
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--calls", type=int, default=20_000)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    step(200)  # warm up imports and caches
+    ratios = {
+        name: [measure(arguments.calls) for _ in range(arguments.repeats)]
+        for name, measure in (("wrapped", wrapped), ("hooked", hooked), ("polled", polled))
+    }
+    both = [step(arguments.steps) for _ in range(arguments.repeats)]
+    result = {
+        "command": "python benchmarks/watching.py",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pytorch_lightning": pl.__version__,
+        "layers": LAYERS,
+        "ratios": {name: spread(values) for name, values in ratios.items()},
+        "microseconds_per_step": {
+            "calls": spread([calls for calls, _ in both]),
+            "callback_hooks": spread([hooks for _, hooks in both]),
+            "total": spread([calls + hooks for calls, hooks in both]),
+        },
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    arguments.out.mkdir(exist_ok=True)
+    (arguments.out / "watching.json").write_text(text + "\n")
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Least, middle and greatest."""
+    return {
+        "min": round(min(values), 2),
+        "median": round(statistics.median(values), 2),
+        "max": round(max(values), 2),
+    }
+
+
+if __name__ == "__main__":
+    main()
