@@ -7,9 +7,8 @@ They differ in where entries are, how they leave and what the buffer counts by i
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from torch import Tensor
@@ -51,7 +50,7 @@ class ListBuffer:
         self.layer_buffers: Any = {layer: [] for layer in layers}
         self.max_entries_per_layer = limit
         self.max_total_entries = total
-        self._ages = count()
+        self._age = 0
 
     def store_state(
         self, hidden_state: Tensor, layer_idx: int, relevance: float = 1.0, key: int = -1
@@ -96,6 +95,11 @@ class ListBuffer:
         for layer in self.layer_buffers:
             self.clear_layer(layer)
 
+    def next_age(self) -> int:
+        """The place of the next entry in the order of all."""
+        self._age += 1
+        return self._age
+
     def _insert_entry(self, entry: Entry) -> None:
         held = self.layer_buffers[entry.layer_idx]
         while len(held) >= self.max_entries_per_layer:
@@ -103,7 +107,7 @@ class ListBuffer:
         while sum(map(len, self.layer_buffers.values())) >= self.max_total_entries:
             everything = (e for entries in self.layer_buffers.values() for e in entries)
             self._remove_entry(min(everything, key=lambda e: e.age))
-        entry.age = next(self._ages)
+        entry.age = self.next_age()
         held.append(entry)
 
     def _remove_entry(self, entry: Entry) -> None:
@@ -284,11 +288,11 @@ class SingleBuffer:
 class SlotsBuffer:
     """A class with slots: no method of an instance can be replaced."""
 
-    __slots__ = ("_ages", "layer_buffers", "max_entries_per_layer", "max_total_entries")
+    __slots__ = ("_age", "layer_buffers", "max_entries_per_layer", "max_total_entries")
     layer_buffers: Any
     max_entries_per_layer: int
     max_total_entries: int
-    _ages: Iterator[int]
+    _age: int
 
     __init__ = ListBuffer.__init__
     store_state = ListBuffer.store_state
@@ -298,6 +302,7 @@ class SlotsBuffer:
     load_entries = ListBuffer.load_entries
     clear_layer = ListBuffer.clear_layer
     clear_all = ListBuffer.clear_all
+    next_age = ListBuffer.next_age
     _insert_entry = ListBuffer._insert_entry
     _remove_entry = ListBuffer._remove_entry
 
@@ -305,17 +310,18 @@ class SlotsBuffer:
 class CountingSlotsBuffer:
     """The same, with counters of its own."""
 
-    __slots__ = ("_ages", "layer_buffers", "max_entries_per_layer", "max_total_entries", "stats")
+    __slots__ = ("_age", "layer_buffers", "max_entries_per_layer", "max_total_entries", "stats")
     layer_buffers: Any
     max_entries_per_layer: int
     max_total_entries: int
     stats: dict[str, int]
-    _ages: Iterator[int]
+    _age: int
 
     retrieve_by_layer = ListBuffer.retrieve_by_layer
     retrieve_similar = ListBuffer.retrieve_similar
     prune_layer = ListBuffer.prune_layer
     load_entries = ListBuffer.load_entries
+    next_age = ListBuffer.next_age
     _insert_entry = ListBuffer._insert_entry
     clear_layer = CountingBuffer.clear_layer
     clear_all = CountingBuffer.clear_all

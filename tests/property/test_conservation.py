@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -43,10 +43,12 @@ Layer = int | str
 Op = tuple[str, int, int]
 Windows = Sequence[Sequence[Op]]
 
+# Shrinking a failure takes minutes and says little more: what is drawn is short.
 quick = settings(
     max_examples=60,
     deadline=None,
     derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow],
 )
@@ -320,7 +322,7 @@ class Run:
         """An entry that takes its turn in the buffer's order."""
         entry = self.kind.entry(state, layer, key)
         if self.kind.methods:
-            entry.age = next(self.buffer._ages)
+            entry.age = self.buffer.next_age()
         return entry
 
     def _replace(self, layer: int, number: int) -> None:
@@ -673,6 +675,18 @@ def test_an_entry_replaced_from_outside_is_another_one() -> None:
     assert moved(monitor) == expected(states_cleared=1, states_loaded=1, total_entries=3)
 
 
+def test_new_entries_at_the_addresses_of_old_ones_are_new() -> None:
+    buffer = filled(ListBuffer, 3)
+    _, monitor = watched(buffer)
+    with monitor.track_performance():
+        pass
+    held = buffer.layer_buffers[3]
+    with monitor.track_performance():
+        held.clear()
+        held.extend(KINDS["lists"].entry(torch.ones(2), 3, key) for key in (10, 11, 12))
+    assert moved(monitor) == expected(states_cleared=3, states_loaded=3, total_entries=3)
+
+
 def test_an_entry_moved_to_another_layer_leaves_one_and_enters_the_other() -> None:
     buffer = filled(ListBuffer, 3)
     _, monitor = watched(buffer)
@@ -710,6 +724,33 @@ def test_a_buffer_taken_out_of_the_model_takes_its_entries_along() -> None:
     with monitor.track_performance():
         buffer.store_state(torch.ones(2), 3, key=50)
     assert moved(monitor) == expected(states_cleared=3)
+
+
+class SizedBuffer(ListBuffer):
+    """False while it is empty, and like another with as many entries."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.layer_buffers.values()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SizedBuffer) and len(self) == len(other)
+
+
+def test_empty_and_equal_buffers_are_buffers_of_their_own() -> None:
+    model, monitor = watched([SizedBuffer(4, 9, LAYERS), SizedBuffer(4, 9, LAYERS)])
+    with monitor.track_performance():
+        for key, buffer in enumerate(model.memory):
+            for _ in range(key + 1):
+                buffer.store_state(torch.ones(2), 3, key=next(ids))
+    assert moved(monitor) == expected(states_stored=3, total_entries=3)
+    with monitor.track_performance():
+        model.memory[0] = SizedBuffer(4, 9, LAYERS)
+    assert moved(monitor) == expected(states_stored=3, states_cleared=1, total_entries=2)
+
+
+ids = count(1000)
 
 
 def test_two_buffers_with_the_same_layers_are_added_up() -> None:
