@@ -48,12 +48,15 @@ class Buffer:
         held = self.layer_buffers[layer_idx]
         if len(held) >= self.max_entries_per_layer:
             return False
-        held.append(hidden_state)
+        self._insert_entry(hidden_state, layer_idx)
         return True
 
     def retrieve_by_layer(self, layer_idx: int) -> list[Any]:
         """All of a layer."""
         return self.layer_buffers[layer_idx]
+
+    def _insert_entry(self, entry: Any, layer_idx: int) -> None:
+        self.layer_buffers[layer_idx].append(entry)
 
     def _remove_entry(self, entry: Any, layer_idx: int) -> None:
         self.layer_buffers[layer_idx].remove(entry)

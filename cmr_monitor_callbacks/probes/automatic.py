@@ -57,6 +57,7 @@ class AutomaticAttachment:
         self._samples = False
         self._new: list[tuple[Any, int, Callable[[Hashable | None], float]]] = []
         """Buffers not yet counted; how much they held when they were found, and what had come."""
+        self._passages: list[PassageWatch] = []
         self._links: list[Link] = []
         """Of all that is watched."""
         self._begun = False
@@ -157,7 +158,9 @@ class AutomaticAttachment:
             extra.append(ReadingWatch(part_of(model, ""), config.read))
         modules = dict(model.named_modules())
         paths = [part.path for part, _ in self._watched.values()]
-        extra += [PassageWatch(part_of(modules[name], name)) for name in passages(model, paths)]
+        found = [PassageWatch(part_of(modules[name], name)) for name in passages(model, paths)]
+        self._passages = found
+        extra += found
         for watch in extra:
             try:
                 watch.install(self.ways)
@@ -216,6 +219,8 @@ class AutomaticAttachment:
         """Notice objects that were replaced; a few identity tests, cheap enough for every step."""
         if self._arguments is not None and self._arguments.fruitless:
             self._arguments.remove_fruitless()
+        for passage in self._passages:
+            passage.begin_step()
         if self._all_there():
             return
         gone = [key for key, (part, _) in self._watched.items() if not part.still_there]
@@ -292,16 +297,22 @@ class AutomaticAttachment:
                 report.failed(f"reading {watch.path}", error)
         if "buffer" not in report.kinds:
             return
-        held = self._held()
+        held, blind = self._held(), self._is_blind()
         for layer in {*held, *self._offsets}:
             at = report.place(layer)
             if at is None:
                 continue
+            if blind:  # compiled code stores and drops, and cannot tell
+                self._offsets[layer] = held.get(layer, 0) - came(layer)
+                continue
             expected = self._offsets.setdefault(layer, 0.0) + came(layer)
             gap = round(held.get(layer, 0) - expected)
             report.extend((at + LOADED, max(0, gap), at + CLEARED, max(0, -gap), at + EVICTED, 0))
-        if held:
+        if held and not blind:
             report.extend((CLEARS, 0))
+
+    def _is_blind(self) -> bool:
+        return any(isinstance(watch, BufferWatch) and watch.blind[0] for watch in self._watches())
 
     def sample(self, on: bool) -> None:
         """Look at what is not looked at in every step: similarities, the output."""
@@ -373,6 +384,7 @@ class AutomaticAttachment:
         self._offsets.clear()
         self._new.clear()
         self._links.clear()
+        self._passages = []
         self._begun = self._samples = False
         self.outputs = {}
 

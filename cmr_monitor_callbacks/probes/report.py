@@ -8,6 +8,7 @@ from types import CodeType
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from cmr_monitor_callbacks.recording.ledger import Ledger
 from cmr_monitor_callbacks.recording.tally import PLACES
@@ -36,6 +37,7 @@ class UnderWay:
         capturing: a capture method; ``layer`` is its layer.
         storing: the watch of the buffer whose store is under way, or `LOADING`.
         clearing: an explicit clear.
+        inserted: entries that stores put into their buffers so far.
         stored: calls of a store counted so far; an outer one counts only if no inner one did.
         passing: the watch of the forward under way.
     """
@@ -43,6 +45,7 @@ class UnderWay:
     __slots__ = (
         "capturing",
         "clearing",
+        "inserted",
         "layer",
         "passing",
         "reconstructing",
@@ -57,7 +60,7 @@ class UnderWay:
         self.layer: Any = None
         self.storing: Any = None
         self.passing: Any = None
-        self.stored = 0
+        self.stored = self.inserted = 0
 
 
 class Scope(threading.local):
@@ -95,9 +98,12 @@ class Report:
         self.kinds = kinds
         self.now = now
         self.scope = Scope()
-        self.extend = ledger.recorder.tally.extend
+        self.tally = ledger.recorder.tally
+        self.extend = self.tally.extend
         self.codes: set[CodeType] = set()
         """Of the functions that stand in for methods."""
+        self.hooked: set[int] = set()
+        """Identities of the modules whose hooks tell of errors."""
         self.places: dict[Any, int | None] = {}
         """Where the places of the layers seen so far begin; see `place`."""
 
@@ -137,12 +143,22 @@ class Report:
 
         return of
 
-    def error(self, layer: Hashable | None, exc: BaseException) -> None:
-        """Count an error of the model once, however many watched calls it passes through."""
-        if isinstance(exc, Exception) and "errors" in self.kinds and not self._was_counted(exc):
+    def error(
+        self, layer: Hashable | None, exc: BaseException, module: nn.Module | None = None
+    ) -> None:
+        """Count an error of the model once, however many watched calls it passes through.
+
+        Args:
+            layer: where it was raised.
+            exc: the error.
+            module: whose hook tells of it.
+        """
+        if not isinstance(exc, Exception) or "errors" not in self.kinds:
+            return
+        if not self._was_counted(exc, module):
             self._on_error(layer, exc)
 
-    def _was_counted(self, exc: BaseException) -> bool:
+    def _was_counted(self, exc: BaseException, module: nn.Module | None) -> bool:
         """Whether it came through a watched call further in, which counted it.
 
         A mark on the exception would change it, and its identity may be another's soon. A call that
@@ -152,6 +168,9 @@ class Report:
         while frames is not None:
             frame = frames.tb_frame
             if frame.f_code in self.codes and "start" in frame.f_locals:
+                return True
+            called = frame.f_locals.get("self")
+            if called is not module and id(called) in self.hooked:
                 return True
             frames = frames.tb_next
         return False

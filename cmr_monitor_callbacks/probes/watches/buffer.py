@@ -86,6 +86,8 @@ class BufferWatch(BaseWatch):
         self.looks = True
         """Whether its length is looked at before and after each store."""
         self._retrieval: RetrievalWatch | None = None
+        self.blind = [False]
+        """Whether compiled code has stored: what it does is not seen (a list, for Dynamo)."""
         self.counts_moves = False
         """Whether stores are seen; else only what holds now is known."""
 
@@ -106,17 +108,16 @@ class BufferWatch(BaseWatch):
         owner = self._owner()
         offered = sorted(self._offers)
         removers = [name for name in offered if _REMOVE.match(name)]
-        self.looks = not any(
-            [ways.replace(owner, name, self._remover(ways, name)) for name in removers]
-        )
+        inserters = [name for name in offered if _INSERT.match(name)]
+        removes = [ways.replace(owner, name, self._remover(ways, name)) for name in removers]
+        inserts = [ways.replace(owner, name, self._inserter(ways, name)) for name in inserters]
+        self.looks = not (any(removes) and any(inserts))
         for name in offered:
             if _STORE.match(name):
                 made = ways.replace(owner, name, self._store(ways, name))
                 self.counts_moves |= made
                 if made:
                     self.source("capture", "wrapped", name)
-            elif _INSERT.match(name):
-                ways.replace(owner, name, self._inserter(ways, name))
             elif _CLEAR.match(name):
                 ways.replace(owner, name, self._clearer(ways, name))
             elif _LOAD.match(name):
@@ -132,7 +133,7 @@ class BufferWatch(BaseWatch):
         layer = layer_of(called, self.unnamed_layer)
         by_name, position, default = fast_layer(called)
         one = name.endswith(("_state", "_entry"))
-        own_calls = ways.calls_by == "store"
+        own_calls, blind = ways.calls_by == "store", self.blind
         extend, places, lengths = report.extend, report.places, self.shelf.lengths
         safely = guarded(
             report, f"{self.path}.{name}", partial(self._record_store, name, layer, own_calls)
@@ -141,8 +142,8 @@ class BufferWatch(BaseWatch):
         def make(original: Call) -> Call:
             def inside(under: UnderWay, args: Any, kwargs: Any) -> Any:
                 """A store within a load is one; within a store it is what that one does."""
-                outer, inner = under.storing, under.stored
-                if outer is LOADING or graph_task() != -1 or compiling():
+                outer, inner, inserted = under.storing, under.stored, under.inserted
+                if outer is LOADING or graph_task() != -1:
                     return original(*args, **kwargs)
                 before = lengths() if self.looks and outer is not self else None
                 under.storing = self
@@ -154,16 +155,19 @@ class BufferWatch(BaseWatch):
                     raise
                 finally:
                     under.storing = outer
-                safely(under, now() - start, out, before, inner, args, kwargs)
+                safely(under, now() - start, out, before, inner, inserted, args, kwargs)
                 return out
 
             report.codes.add(inside.__code__)
 
             def store(*args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    blind[0] = True
+                    return original(*args, **kwargs)
                 under = scope.now
-                if under.storing is not None or graph_task() != -1 or compiling():
+                if under.storing is not None or graph_task() != -1:
                     return inside(under, args, kwargs)
-                inner = under.stored
+                inner, inserted = under.stored, under.inserted
                 under.storing = self
                 start = now()
                 try:
@@ -189,11 +193,16 @@ class BufferWatch(BaseWatch):
                             extend((at + (_REFUSED if out is False else _TAKEN), seconds))
                         else:
                             extend((at + (_REFUSED_IN if out is False else _TAKEN_IN), 0))
+                        if out is not False and under.inserted == inserted:
+                            extend((at + OVERWRITTEN, 1))  # taken, and nothing was put in
                         return out
-                safely(under, seconds, out, None, inner, args, kwargs)
+                safely(under, seconds, out, None, inner, inserted, args, kwargs)
                 return out
 
             def store_with_looks(*args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    blind[0] = True
+                    return original(*args, **kwargs)
                 return inside(scope.now, args, kwargs)
 
             return store_with_looks if self.looks else store
@@ -210,6 +219,7 @@ class BufferWatch(BaseWatch):
         out: Any,
         before: dict[Any, int] | None,
         inner: int,
+        inserted: int,
         args: Any,
         kwargs: Any,
     ) -> None:
@@ -226,6 +236,9 @@ class BufferWatch(BaseWatch):
             offered = offered_states(name, args, kwargs)
             stored = 0 if out is False else offered
             report.extend((at + ATTEMPTED, offered, at + CAPTURED, offered, at + STORED, stored))
+            if before is None and stored:
+                put_in = under.inserted - inserted
+                report.extend((at + OVERWRITTEN, max(0, stored - put_in)))
         if own_calls and not under.capturing and under.storing is not self:
             report.extend((at + _CALL, seconds))
 
@@ -302,9 +315,15 @@ class BufferWatch(BaseWatch):
 
         def make(original: Call) -> Call:
             def insert(*args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    return original(*args, **kwargs)
                 out = original(*args, **kwargs)
-                if not compiling() and scope.now.storing in (None, LOADING) and out is not False:
-                    safely(layer(args, kwargs))
+                if out is not False:
+                    under = scope.now
+                    if under.storing is None or under.storing is LOADING:
+                        safely(layer(args, kwargs))
+                    else:
+                        under.inserted += 1
                 return out
 
             return insert
@@ -345,9 +364,11 @@ class BufferWatch(BaseWatch):
 
         def make(original: Call) -> Call:
             def clear(*args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    return original(*args, **kwargs)
                 under = scope.now
                 in_store = under.storing is self
-                if compiling() or under.clearing or (in_store and self.looks):
+                if under.clearing or (in_store and self.looks):
                     return original(*args, **kwargs)  # the look after the store tells
                 before, came = lengths(), report.came()
                 under.clearing = not in_store
@@ -367,6 +388,8 @@ class BufferWatch(BaseWatch):
 
         def make(original: Call) -> Call:
             def load(*args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    return original(*args, **kwargs)
                 under = scope.now
                 outer, under.storing = under.storing, LOADING
                 try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from cmr_monitor_callbacks.probes.reading import layer_of, layer_parameter
+from cmr_monitor_callbacks.probes.reading import layer_of, layer_parameter, parameters
 from cmr_monitor_callbacks.probes.report import compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part, attributes
 from cmr_monitor_callbacks.probes.watches.base import (
@@ -118,8 +119,7 @@ def capture(part: Part) -> CaptureWatch | None:
 
 
 def _of_states_and_layer(function: Any) -> bool:
-    code = getattr(function, "__code__", None)
-    names = () if code is None else code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    names = [parameter.name for parameter in parameters(function)]
     return layer_parameter(function) is not None and any(
         "state" in name or "hidden" in name or name in ("x", "h") for name in names
     )
@@ -129,7 +129,7 @@ def scorer(part: Part) -> ScorerWatch | None:
     """Recognise a module that scores the relevance of states."""
     if not isinstance(part.value, nn.Module):
         return None
-    if "relevance_threshold" not in attributes(part.value):
+    if inspect.getattr_static(part.value, "relevance_threshold", None) is None:
         return None
     inner = set(attributes(part.value).get("_modules", {}))
     holds_memory = any("buffer" in name or "retriev" in name for name in inner)

@@ -47,8 +47,10 @@ class FastWeightsWatch(BaseWatch):
 
         def make(original: Call) -> Call:
             def call(*args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    return original(*args, **kwargs)
                 before = getattr(scope.now, flag)
-                if compiling() or before or graph_task() != -1:
+                if before or graph_task() != -1:
                     return original(*args, **kwargs)
                 setattr(scope.now, flag, self)
                 start = now()

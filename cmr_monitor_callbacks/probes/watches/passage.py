@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import nn
 
+from cmr_monitor_callbacks.catalogue import STATISTICS
 from cmr_monitor_callbacks.packed import ROW
 from cmr_monitor_callbacks.probes.report import compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import BaseWatch, Ways, guarded
+from cmr_monitor_callbacks.recording.tally import CALL, PLACES
 
 _SEEN, _PADDED, _ROWS, _OUTPUTS, _NONFINITE, _ENTROPY = (
     ROW[name]
@@ -25,6 +28,16 @@ _SEEN, _PADDED, _ROWS, _OUTPUTS, _NONFINITE, _ENTROPY = (
         "output_entropy_sum",
     )
 )
+_OF_BUFFER: Final = {
+    *(i for i, s in enumerate(STATISTICS) if s.component in ("buffer", "moves")),
+    *(ROW[name] for name in ("states_attempted", "states_captured", "states_stored")),
+    CALL["state taken in a capture"],
+    CALL["state refused in a capture"],
+}
+_WITHOUT_CALL: Final = {
+    CALL["state taken"]: CALL["state taken in a capture"],
+    CALL["state refused"]: CALL["state refused in a capture"],
+}
 _MASKS: Final = {"attention_mask": False, "mask": False, "key_padding_mask": True}
 """Masks of positions by name, and whether what they mark is padding."""
 _POSITIONS: Final = 256
@@ -36,6 +49,12 @@ class PassageWatch(BaseWatch):
     def __init__(self, part: Part) -> None:
         super().__init__(part)
         self._sample = False
+        self._without_grad: tuple[int, int] | None = None
+        """Where in the tally a pass without grad stands, which may be run again with grad."""
+
+    def begin_step(self) -> None:
+        """A pass of the last step is run no more."""
+        self._without_grad = None
 
     def sample(self, on: bool) -> None:
         """Look at the output of each forward, or of none."""
@@ -49,12 +68,17 @@ class PassageWatch(BaseWatch):
         counts = "model" in report.kinds
         enters = guarded(report, f"{self.path}.forward", self._enters)
         leaves = guarded(report, f"{self.path}.forward", self._leaves)
-        scope = report.scope
+        forget = guarded(report, f"{self.path}.forward", partial(_forget, report.tally))
+        scope, tally, began = report.scope, report.tally, [0]
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             if compiling() or scope.now.passing is not None or graph_task() != -1:
                 return
             scope.now.passing = self
+            if torch.is_grad_enabled() and self._without_grad is not None:
+                forget(*self._without_grad)
+                self._without_grad = None
+            began[0] = len(tally)
             if counts:
                 enters(args, kwargs)
 
@@ -62,10 +86,12 @@ class PassageWatch(BaseWatch):
             if compiling() or scope.now.passing is not self:
                 return
             scope.now.passing = None
+            if not torch.is_grad_enabled():
+                self._without_grad = began[0], len(tally)
             if out is None:
                 raised = sys.exc_info()[1]
                 if raised is not None:  # this hook is called on the way out too
-                    report.error(None, raised)
+                    report.error(None, raised, module)
             elif self._sample and counts:
                 leaves(args, out)
 
@@ -109,6 +135,20 @@ class PassageWatch(BaseWatch):
                 logs = torch.log_softmax(rows, dim=-1)
                 items += (_ENTROPY, max(0.0, float(-(logs.exp() * logs).sum(-1).mean())))
         self._report.extend(items)
+
+
+def _forget(tally: list[Any], start: int, end: int) -> None:
+    """Leave out of the tally what a pass did, but for what it did to the buffer."""
+    if end > len(tally):  # it was taken up since
+        return
+    kept: list[Any] = []
+    for at, number in zip(tally[start:end:2], tally[start + 1 : end : 2], strict=True):
+        layer, place = divmod(at, PLACES)
+        if place in _OF_BUFFER:
+            kept += (at, number)
+        elif place in _WITHOUT_CALL:
+            kept += (layer * PLACES + _WITHOUT_CALL[place], 0)
+    tally[start:end] = kept
 
 
 def _logits(out: Any) -> tuple[torch.Tensor | None, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
@@ -92,17 +93,24 @@ class ReconstructionWatch(BaseWatch):
         safely = guarded(report, f"{self.path}.forward", partial(self._record, layer))
 
         def before(module: nn.Module, args: Any) -> None:
+            if compiling():
+                return
             under = scope.now
-            if under.reconstructing is None and graph_task() == -1 and not compiling():
+            if under.reconstructing is None and graph_task() == -1:
                 under.reconstructing = now()
 
         def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            if compiling():
+                return
             under = scope.now
             start = under.reconstructing
-            if start is None or graph_task() != -1 or compiling():
+            if start is None or graph_task() != -1:
                 return
             under.reconstructing = None
-            if out is None:  # its forward raised: the hook of the model's forward counts that
+            if out is None:  # this hook is called on the way out too
+                raised = sys.exc_info()[1]
+                if raised is not None:
+                    report.error(resolved(layer(args, kwargs)), raised, module)
                 return
             seconds = now() - start
             # the usual case without another frame: a layer seen before, the model's own count
@@ -122,6 +130,7 @@ class ReconstructionWatch(BaseWatch):
                         return
             safely(seconds, out, args, kwargs)
 
+        report.hooked.add(id(owner))
         ways.handles.append(owner.register_forward_pre_hook(before))
         ways.handles.append(owner.register_forward_hook(after, with_kwargs=True, always_call=True))
 
@@ -132,8 +141,10 @@ class ReconstructionWatch(BaseWatch):
 
         def make(original: Call) -> Call:
             def reconstruct(*args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    return original(*args, **kwargs)
                 under = scope.now
-                if under.reconstructing is not None or graph_task() != -1 or compiling():
+                if under.reconstructing is not None or graph_task() != -1:
                     return original(*args, **kwargs)
                 under.reconstructing = start = now()
                 try:

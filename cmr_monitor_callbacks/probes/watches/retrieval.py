@@ -86,8 +86,10 @@ class RetrievalWatch(BaseWatch):
 
         def make(original: Call) -> Call:
             def retrieve(*args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    return original(*args, **kwargs)
                 under = scope.now
-                if under.retrieving or graph_task() != -1 or compiling():
+                if under.retrieving or graph_task() != -1:
                     return original(*args, **kwargs)
                 under.retrieving = True
                 hits = None if cache is None else cache.read()
