@@ -19,7 +19,7 @@ from cmr_monitor_callbacks.probes.report import Report
 from cmr_monitor_callbacks.probes.survey import Link, Part, attributes, part_of, survey
 from cmr_monitor_callbacks.probes.watches.base import CLEARED, CLEARS, EVICTED, LOADED, Watch, Ways
 from cmr_monitor_callbacks.probes.watches.buffer import BufferWatch
-from cmr_monitor_callbacks.probes.watches.capture import CaptureWatch
+from cmr_monitor_callbacks.probes.watches.capture import CaptureWatch, ScorerWatch
 from cmr_monitor_callbacks.probes.watches.counters import CounterWatch, dictionaries
 from cmr_monitor_callbacks.probes.watches.indexed import IndexedWatch
 from cmr_monitor_callbacks.probes.watches.passage import PassageWatch, passages
@@ -158,7 +158,13 @@ class AutomaticAttachment:
             extra.append(ReadingWatch(part_of(model, ""), config.read))
         modules = dict(model.named_modules())
         paths = [part.path for part, _ in self._watched.values()]
-        found = [PassageWatch(part_of(modules[name], name)) for name in passages(model, paths)]
+        inner = {
+            part.path
+            for part, some in self._watched.values()
+            if any(isinstance(watch, (ReconstructionWatch, ScorerWatch)) for watch in some)
+        }
+        outer = passages(model, paths, inner)
+        found = [PassageWatch(part_of(modules[name], name)) for name in outer]
         self._passages = found
         extra += found
         for watch in extra:
@@ -285,6 +291,7 @@ class AutomaticAttachment:
     def poll(self) -> None:
         """Read what holds now, and tell what came and went unseen since the last time."""
         report = self._report
+        blind = report.distrust_what_is_compiled()
         came = report.came()
         self._begin_to_count()
         self._begun = True
@@ -297,7 +304,7 @@ class AutomaticAttachment:
                 report.failed(f"reading {watch.path}", error)
         if "buffer" not in report.kinds:
             return
-        held, blind = self._held(), self._is_blind()
+        held = self._held()
         for layer in {*held, *self._offsets}:
             at = report.place(layer)
             if at is None:
@@ -310,9 +317,6 @@ class AutomaticAttachment:
             report.extend((at + LOADED, max(0, gap), at + CLEARED, max(0, -gap), at + EVICTED, 0))
         if held and not blind:
             report.extend((CLEARS, 0))
-
-    def _is_blind(self) -> bool:
-        return any(isinstance(watch, BufferWatch) and watch.blind[0] for watch in self._watches())
 
     def sample(self, on: bool) -> None:
         """Look at what is not looked at in every step: similarities, the output."""

@@ -63,6 +63,13 @@ class UnderWay:
         self.stored = self.inserted = 0
 
 
+_UNSEEN: Final = {
+    "capture": ("capture", "buffer", "moves"),
+    "retrieval": ("retrieval", "matches"),
+    "reconstruction": ("reconstruction", "similarity"),
+}
+
+
 class Scope(threading.local):
     """Each thread's `UnderWay`."""
 
@@ -102,10 +109,20 @@ class Report:
         self.extend = self.tally.extend
         self.codes: set[CodeType] = set()
         """Of the functions that stand in for methods."""
+        self.blind = {kind: [False] for kind in ("capture", "retrieval", "reconstruction")}
+        """Of which kinds there are calls in compiled code, which cannot be seen (a list each, for
+        that is what Dynamo can write to)."""
         self.hooked: set[int] = set()
         """Identities of the modules whose hooks tell of errors."""
         self.places: dict[Any, int | None] = {}
         """Where the places of the layers seen so far begin; see `place`."""
+
+    def distrust_what_is_compiled(self) -> bool:
+        """Take no more of kinds of which some calls are not seen; says if stores are among."""
+        for kind, blind in self.blind.items():
+            if blind[0]:
+                self._ledger.recorder.unseen.update(_UNSEEN[kind])
+        return self.blind["capture"][0]
 
     def place(self, layer: Hashable | None) -> int | None:
         """Where the places of a layer begin; None: that layer is not watched.

@@ -11,7 +11,7 @@ from typing import Any, Final
 _MISSING: Final = object()
 Call = Callable[..., Any]
 Make = Callable[[Call], Call]
-"""Given the original method, the function to call instead."""
+"""Given the original method, the function to call instead; its first argument is the wrap."""
 
 
 class Wrapped:
@@ -58,8 +58,9 @@ class _Own:
 
 
 def _class_of(call: Call) -> type[Wrapped]:
-    # a class for each wrap: its `__call__` is then the function itself, with no frame in between
-    return type("Wrapped", (Wrapped,), {"__slots__": (), "__call__": staticmethod(call)})
+    # a class for each wrap: its `__call__` is then the function itself, with no frame in between,
+    # and one that Dynamo can trace
+    return type("Wrapped", (Wrapped,), {"__call__": call})
 
 
 class Wraps:

@@ -65,6 +65,7 @@ class Recorder:
         tally: what the monitor saw by itself: places and numbers in turn, see `tally`.
         spoken: components of which a probe has said anything; the tally's are left out from then
             on, for the model's author knows best.
+        unseen: components of the tally of which not all can be seen: none of it is taken.
         steps: what the monitor timed itself, one after the other, each with `steps.STEP_FIELDS`.
         invalid: values that were not taken.
 
@@ -80,6 +81,7 @@ class Recorder:
         self.lists: dict[str, list[Any]] = {kind: [] for kind in FIELDS}
         self.tally: list[Any] = []
         self.spoken: set[str] = set()
+        self.unseen: set[str] = set()
         self.steps: list[Any] = []
         self.invalid: list[InvalidSample] = []
         self._fold = Fold(FIELDS)
@@ -165,7 +167,8 @@ class Recorder:
 
     def _add_tally(self, packed: Packed, items: Sequence[Any], durations: Durations) -> None:
         self._aside_events += len(items) // 2
-        for component, name, column, number in add_tally(packed, items, durations, self.spoken):
+        without = {*self.unseen, *self.spoken, *(["holds"] if "buffer" in self.spoken else [])}
+        for component, name, column, number in add_tally(packed, items, durations, without):
             reason = "not finite" if not math.isfinite(number) else "out of range"
             self.invalid.append(InvalidSample(component, name, column, repr(number), reason))
 

@@ -82,7 +82,7 @@ for _statistic, _least in (
 _OWNER: Final = {s.name: s.component for s in STATISTICS}
 _COMPONENT: Final = np.array(
     [
-        *_OWNER.values(),
+        *("holds" if s.store is Store.GAUGE else s.component for s in STATISTICS),
         *(_OWNER[next(iter(counts), "memories_used_sum")] for _, counts in _CALLS.values()),
     ]
 )
@@ -100,7 +100,7 @@ def add_tally(
         packed: added to, in place; wide enough for every column.
         items: place and number in turn.
         durations: given the durations.
-        without: components of which nothing is taken.
+        without: components of which nothing is taken; ``holds`` stands for the gauges.
 
     Returns:
         numbers that were left out: negative, not finite or too large.

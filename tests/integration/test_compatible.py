@@ -144,7 +144,8 @@ def conserved(snapshot: Snapshot, *others: Snapshot) -> None:
         for part in (snapshot, *others):
             terms = {name: part.value(name, layer=layer) for name in LAW}
             held += sum(LAW[name] * v for name, v in terms.items() if not math.isnan(v))
-        assert held == snapshot.value("total_entries", layer=layer) > 0
+        assert held == snapshot.value("total_entries", layer=layer)
+    assert snapshot.value("total_entries") > 0
 
 
 def both(make: Callable[[], SmallModule], **settings: Any) -> tuple[CMRMonitorCallback, Tap]:

@@ -86,8 +86,6 @@ class BufferWatch(BaseWatch):
         self.looks = True
         """Whether its length is looked at before and after each store."""
         self._retrieval: RetrievalWatch | None = None
-        self.blind = [False]
-        """Whether compiled code has stored: what it does is not seen (a list, for Dynamo)."""
         self.counts_moves = False
         """Whether stores are seen; else only what holds now is known."""
 
@@ -133,7 +131,7 @@ class BufferWatch(BaseWatch):
         layer = layer_of(called, self.unnamed_layer)
         by_name, position, default = fast_layer(called)
         one = name.endswith(("_state", "_entry"))
-        own_calls, blind = ways.calls_by == "store", self.blind
+        own_calls, blind = ways.calls_by == "store", report.blind["capture"]
         extend, places, lengths = report.extend, report.places, self.shelf.lengths
         safely = guarded(
             report, f"{self.path}.{name}", partial(self._record_store, name, layer, own_calls)
@@ -160,7 +158,7 @@ class BufferWatch(BaseWatch):
 
             report.codes.add(inside.__code__)
 
-            def store(*args: Any, **kwargs: Any) -> Any:
+            def store(_: Any, /, *args: Any, **kwargs: Any) -> Any:
                 if compiling():
                     blind[0] = True
                     return original(*args, **kwargs)
@@ -199,7 +197,7 @@ class BufferWatch(BaseWatch):
                 safely(under, seconds, out, None, inner, inserted, args, kwargs)
                 return out
 
-            def store_with_looks(*args: Any, **kwargs: Any) -> Any:
+            def store_with_looks(_: Any, /, *args: Any, **kwargs: Any) -> Any:
                 if compiling():
                     blind[0] = True
                     return original(*args, **kwargs)
@@ -288,7 +286,7 @@ class BufferWatch(BaseWatch):
         safely = guarded(report, f"{self.path}.{name}", record)
 
         def make(original: Call) -> Call:
-            def remove(*args: Any, **kwargs: Any) -> Any:
+            def remove(_: Any, /, *args: Any, **kwargs: Any) -> Any:
                 if compiling():
                     return original(*args, **kwargs)
                 at_layer = layer(args, kwargs)
@@ -314,7 +312,7 @@ class BufferWatch(BaseWatch):
         safely = guarded(report, f"{self.path}.{name}", record)
 
         def make(original: Call) -> Call:
-            def insert(*args: Any, **kwargs: Any) -> Any:
+            def insert(_: Any, /, *args: Any, **kwargs: Any) -> Any:
                 if compiling():
                     return original(*args, **kwargs)
                 out = original(*args, **kwargs)
@@ -363,7 +361,7 @@ class BufferWatch(BaseWatch):
         safely = guarded(report, f"{self.path}.{name}", record)
 
         def make(original: Call) -> Call:
-            def clear(*args: Any, **kwargs: Any) -> Any:
+            def clear(_: Any, /, *args: Any, **kwargs: Any) -> Any:
                 if compiling():
                     return original(*args, **kwargs)
                 under = scope.now
@@ -387,7 +385,7 @@ class BufferWatch(BaseWatch):
         scope = ways.report.scope
 
         def make(original: Call) -> Call:
-            def load(*args: Any, **kwargs: Any) -> Any:
+            def load(_: Any, /, *args: Any, **kwargs: Any) -> Any:
                 if compiling():
                     return original(*args, **kwargs)
                 under = scope.now

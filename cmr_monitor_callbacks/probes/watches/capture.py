@@ -46,6 +46,7 @@ class CaptureWatch(BaseWatch):
     def _maker(self, ways: Ways, name: str) -> Make:
         report, scope, now = ways.report, ways.report.scope, ways.report.now
         layer = layer_of(method(self._owner(), name), self.unnamed_layer)
+        blind = report.blind["capture"]
 
         def record(seconds: float, at_layer: Any) -> None:
             at = report.place(at_layer)
@@ -55,8 +56,11 @@ class CaptureWatch(BaseWatch):
         safely = guarded(report, f"{self.path}.{name}", record)
 
         def make(original: Call) -> Call:
-            def capture(*args: Any, **kwargs: Any) -> Any:
-                if compiling() or scope.now.capturing or graph_task() != -1:
+            def capture(_: Any, /, *args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    blind[0] = True
+                    return original(*args, **kwargs)
+                if scope.now.capturing or graph_task() != -1:
                     return original(*args, **kwargs)
                 at_layer = resolved(layer(args, kwargs))
                 scope.now.capturing, scope.now.layer = True, at_layer

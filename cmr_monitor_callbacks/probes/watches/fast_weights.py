@@ -44,10 +44,12 @@ class FastWeightsWatch(BaseWatch):
     def _maker(self, name: str, record: Callable[..., None], flag: str) -> Make:
         report, scope, now = self._report, self._report.scope, self._report.now
         safely = guarded(report, f"{self.path}.{name}", record)
+        blind = report.blind["capture" if flag == "storing" else "retrieval"]
 
         def make(original: Call) -> Call:
-            def call(*args: Any, **kwargs: Any) -> Any:
+            def call(_: Any, /, *args: Any, **kwargs: Any) -> Any:
                 if compiling():
+                    blind[0] = True
                     return original(*args, **kwargs)
                 before = getattr(scope.now, flag)
                 if before or graph_task() != -1:

@@ -88,9 +88,13 @@ class IndexedWatch(BaseWatch):
             report.extend((at + _CAPTURE, seconds, at + EVICTED, max(0, evicted)))
 
         safely = guarded(report, f"{self.path}.add", record)
+        blind = report.blind["capture"]
 
-        def add(*args: Any, **kwargs: Any) -> Any:
-            if compiling() or graph_task() != -1 or scope.now.storing is not None:
+        def add(_: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if compiling():
+                blind[0] = True
+                return original(*args, **kwargs)
+            if graph_task() != -1 or scope.now.storing is not None:
                 return original(*args, **kwargs)
             before = self.count()
             scope.now.storing = self
@@ -137,9 +141,13 @@ class IndexedWatch(BaseWatch):
             report.extend(items)
 
         safely = guarded(report, f"{self.path}.search", record)
+        blind = report.blind["retrieval"]
 
-        def search(*args: Any, **kwargs: Any) -> Any:
-            if compiling() or scope.now.retrieving or graph_task() != -1:
+        def search(_: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if compiling():
+                blind[0] = True
+                return original(*args, **kwargs)
+            if scope.now.retrieving or graph_task() != -1:
                 return original(*args, **kwargs)
             scope.now.retrieving = True
             start = now()
@@ -165,7 +173,7 @@ class IndexedWatch(BaseWatch):
 
         safely = guarded(report, f"{self.path}.clear", record)
 
-        def clear(*args: Any, **kwargs: Any) -> Any:
+        def clear(_: Any, /, *args: Any, **kwargs: Any) -> Any:
             if scope.now.storing is not None:  # a wipe when full: an eviction
                 return original(*args, **kwargs)
             before = self.count()

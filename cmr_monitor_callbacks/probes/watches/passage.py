@@ -165,13 +165,14 @@ def _logits(out: Any) -> tuple[torch.Tensor | None, bool]:
     return None, False
 
 
-def passages(model: nn.Module, paths: list[str]) -> list[str]:
+def passages(model: nn.Module, paths: list[str], inner: set[str]) -> list[str]:
     """Names of the modules whose forward may be the model's: the outermost and what holds memory.
 
     Args:
         model: what is attached.
         paths: of the objects watched in it.
+        inner: of those, the modules that are parts of a memory.
     """
-    holding = {path.partition(".")[0] for path in paths if "." in path}
-    children = [name for name, _ in model.named_children() if name not in paths]
+    holding = {path.partition(".")[0] for path in paths}
+    children = [name for name, _ in model.named_children() if name not in inner]
     return ["", *(name for name in children if name in holding or len(children) == 1)]

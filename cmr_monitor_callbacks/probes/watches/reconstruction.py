@@ -91,9 +91,11 @@ class ReconstructionWatch(BaseWatch):
         layer = layer_of(method(owner, "forward"), self.unnamed_layer)
         by_name, position, default = fast_layer(method(owner, "forward"))
         safely = guarded(report, f"{self.path}.forward", partial(self._record, layer))
+        blind = report.blind["reconstruction"]
 
         def before(module: nn.Module, args: Any) -> None:
             if compiling():
+                blind[0] = True
                 return
             under = scope.now
             if under.reconstructing is None and graph_task() == -1:
@@ -101,6 +103,7 @@ class ReconstructionWatch(BaseWatch):
 
         def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             if compiling():
+                blind[0] = True
                 return
             under = scope.now
             start = under.reconstructing
@@ -138,10 +141,12 @@ class ReconstructionWatch(BaseWatch):
         report, scope, now = ways.report, ways.report.scope, ways.report.now
         layer = layer_of(method(self._owner(), name), self.unnamed_layer)
         safely = guarded(report, f"{self.path}.{name}", partial(self._record, layer))
+        blind = report.blind["reconstruction"]
 
         def make(original: Call) -> Call:
-            def reconstruct(*args: Any, **kwargs: Any) -> Any:
+            def reconstruct(_: Any, /, *args: Any, **kwargs: Any) -> Any:
                 if compiling():
+                    blind[0] = True
                     return original(*args, **kwargs)
                 under = scope.now
                 if under.reconstructing is not None or graph_task() != -1:

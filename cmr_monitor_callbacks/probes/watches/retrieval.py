@@ -82,11 +82,13 @@ class RetrievalWatch(BaseWatch):
         called = method(self._owner(), name)
         layer = layer_of(called, self.unnamed_layer)
         by_name, position, default = fast_layer(called)
+        blind = report.blind["retrieval"]
         safely = guarded(report, f"{self.path}.{name}", partial(self._record, report, layer))
 
         def make(original: Call) -> Call:
-            def retrieve(*args: Any, **kwargs: Any) -> Any:
+            def retrieve(_: Any, /, *args: Any, **kwargs: Any) -> Any:
                 if compiling():
+                    blind[0] = True
                     return original(*args, **kwargs)
                 under = scope.now
                 if under.retrieving or graph_task() != -1:

@@ -46,7 +46,7 @@ class SeamWatch(BaseWatch):
         safely = guarded(ways.report, f"{self.path}.{name}", pass_on)
 
         def make(original: Call) -> Call:
-            def record(*args: Any, **kwargs: Any) -> Any:
+            def record(_: Any, /, *args: Any, **kwargs: Any) -> Any:
                 out = original(*args, **kwargs)
                 safely(args, kwargs)
                 return out
