@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,8 @@ class CMRPerformanceMonitor:
             self._ledger, self._kinds, self.config.watches_layer, self._note_error
         )
         self._automatic = AutomaticAttachment(
-            Report(
+            partial(
+                Report,
                 self._ledger,
                 self._kinds,
                 self.config.watches_layer,
@@ -215,12 +217,17 @@ class CMRPerformanceMonitor:
 
     def detach(self) -> None:
         """Stop listening; the model is as it was before."""
-        self._poll()
+        self._poll(begun=False)
         self._attachment.detach()
         self._automatic.detach()
 
-    def _poll(self) -> None:
-        if self._automatic:
+    def _poll(self, *, begun: bool = True) -> None:
+        """Read what the model holds.
+
+        Args:
+            begun: whether that may begin a window; else only one that has begun gets it.
+        """
+        if self._automatic and (begun or self._ledger.dirty or self._ledger.recorder.pending):
             with self.guard("reading the model"):
                 self._automatic.poll()
             if self._automatic.changed:
@@ -396,7 +403,7 @@ class CMRPerformanceMonitor:
         """
         if self._ranks.exchange is not None:
             self._publish()
-        self._poll()
+        self._poll(begun=False)
         self._ledger.enter(stage)
 
     def leave_stage(self, step: int) -> None:

@@ -151,6 +151,8 @@ _ERRORS = [ROW["error_count"], ROW["operations"]]
 _CAPTURED, _STORED, _COUNTED = (
     ROW[name] for name in ("states_captured", "states_stored", "operations")
 )
+_HELD = [ROW[name] for name in ("entries_seen", "states_stored", "states_loaded")]
+"""Any of them says that a layer holds or has held entries."""
 _GAUGE_METRICS = [
     METRIC_ROW[name] for name in ("total_entries", "capacity", "utilization_rate", "memory_size_mb")
 ]
@@ -208,7 +210,7 @@ class Reader:
         # forward passes belong to no layer: the whole's errors stand over the whole's operations
         errors, operations = values[_ERRORS].sum(axis=1).tolist()
         out[_ERROR_RATE, 0] = errors / operations if operations > 0 else math.nan
-        _read_gauges(packed.values, run.values[ROW["entries_seen"]], out)
+        _read_gauges(packed.values, run.values[_HELD].sum(axis=0), out)
         out[_QUANTILES, 0] = quantiles(packed.histograms, _QS, packed.extremes)[_QUANTILE_AT]
         return out
 
@@ -261,7 +263,7 @@ def _with_derived(values: Array, run: Packed) -> Array:
     return out
 
 
-def _read_gauges(values: Array, entries_seen: Array, out: Array) -> None:
+def _read_gauges(values: Array, held: Array, out: Array) -> None:
     """Entries, capacity, utilization and size; plain floats, for there are only a few."""
     entries = values[ROW["total_entries"]].tolist()
     capacity = values[ROW["capacity"]].tolist()
@@ -270,7 +272,7 @@ def _read_gauges(values: Array, entries_seen: Array, out: Array) -> None:
     # the layers' own entries, or what the model as a whole said where no layer did
     total = _first_given(_sum(entries[1:]), entries[0])
     size = _first_given(_sum(sizes[1:]), sizes[0])
-    limit = _whole_capacity(capacity, (entries_seen > 0).tolist())
+    limit = _whole_capacity(capacity, (held > 0).tolist())
     bounded = total
     if math.isnan(capacity[0]):
         pairs = zip(entries[1:], capacity[1:], strict=True)

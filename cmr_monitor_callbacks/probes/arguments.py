@@ -12,6 +12,7 @@ from cmr_monitor_callbacks.probes.reading import MEMORY_NAME, parameters
 from cmr_monitor_callbacks.probes.report import compiling
 from cmr_monitor_callbacks.probes.survey import plain_path
 from cmr_monitor_callbacks.probes.watches.base import Ways, guarded, method
+from cmr_monitor_callbacks.probes.wrapping import hook
 
 Take = Callable[[Any, str, bool], bool]
 
@@ -63,11 +64,11 @@ class ArgumentWatch:
 
         safely = guarded(ways.report, f"the arguments of {path}", look)
 
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def before(_: Any, module: nn.Module, args: Any, kwargs: Any) -> None:
             if looks[0] < _PATIENCE and not compiling():
                 safely(args, kwargs)
 
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+        handle = module.register_forward_pre_hook(hook(before), with_kwargs=True)
         ways.handles.append(handle)
 
     def remove_fruitless(self) -> None:

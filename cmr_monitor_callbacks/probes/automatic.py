@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,9 +14,10 @@ from cmr_monitor_callbacks.config import ProbesConfig
 from cmr_monitor_callbacks.layers import matches
 from cmr_monitor_callbacks.probes.adapters import recognise
 from cmr_monitor_callbacks.probes.arguments import ArgumentWatch
+from cmr_monitor_callbacks.probes.books import Account, Books
 from cmr_monitor_callbacks.probes.report import Report
 from cmr_monitor_callbacks.probes.survey import Link, Part, attributes, part_of, survey
-from cmr_monitor_callbacks.probes.watches.base import CLEARED, CLEARS, EVICTED, LOADED, Watch, Ways
+from cmr_monitor_callbacks.probes.watches.base import Watch, Ways
 from cmr_monitor_callbacks.probes.watches.buffer import BufferWatch
 from cmr_monitor_callbacks.probes.watches.capture import CaptureWatch, ScorerWatch
 from cmr_monitor_callbacks.probes.watches.counters import CounterWatch, dictionaries
@@ -37,16 +37,21 @@ class AutomaticAttachment:
     """Everything that one monitor watches by itself.
 
     Args:
-        report: where numbers go.
+        new_report: gives a place for numbers.
         config: what is allowed.
         capture: told of ``record_capture`` calls that a model makes to a monitor of its own.
         reconstruction: likewise of ``record_reconstruction``.
     """
 
     def __init__(
-        self, report: Report, config: ProbesConfig, capture: Told, reconstruction: Told
+        self,
+        new_report: Callable[[], Report],
+        config: ProbesConfig,
+        capture: Told,
+        reconstruction: Told,
     ) -> None:
-        self._report = report
+        self._new_report = new_report
+        self._report = new_report()
         self._config = config
         self._seam = capture, reconstruction
         self.ways = self._new_ways()
@@ -55,15 +60,12 @@ class AutomaticAttachment:
         self._arguments: ArgumentWatch | None = None
         self._model: nn.Module | None = None
         self._samples = False
-        self._new: list[tuple[Any, int, Callable[[Hashable | None], float]]] = []
-        """Buffers not yet counted; how much they held when they were found, and what had come."""
         self._passages: list[PassageWatch] = []
         self._links: list[Link] = []
         """Of all that is watched."""
-        self._begun = False
         self.changed = False
         """Whether sources were found since somebody looked."""
-        self._offsets: dict[Hashable | None, float] = {}
+        self._open_books()
         self.outputs: dict[str, Mapping[Any, Any]] = {}
         """The newest statistics that a training step returned, as numbers."""
 
@@ -71,6 +73,10 @@ class AutomaticAttachment:
         config = self._config
         wraps = Wraps(self._report.codes)
         return Ways(self._report, wraps, wrap=config.wrap, hooks=config.hooks, poll=config.poll)
+
+    def _open_books(self) -> None:
+        self._books = Books(self._report)
+        self._report.settle = self._settle
 
     def __len__(self) -> int:
         """Objects of the model that are watched."""
@@ -99,10 +105,10 @@ class AutomaticAttachment:
         self._choose(model, found, own_monitor)
         for part, watches in found:
             self._add(part, watches)
+        self._count_the_rest(model)
         if first:
             self._watch_the_rest(model)
-        if not self._begun:
-            self._begin_to_count()
+        self._books.begin()
 
     def _wanted(self, path: str) -> bool:
         return not self._config.objects or any(matches(g, path) for g in self._config.objects)
@@ -124,14 +130,9 @@ class AutomaticAttachment:
             layer = self._named(part.path)
             if layer is not None and hasattr(watch, "layer"):
                 watch.layer = layer
-            try:
-                watch.install(self.ways)
-            except Exception as error:
-                self._report.failed(f"watching {part.path}", error)
-            if self._counts(watch):
-                # its layer may be known only when a forward is given it
-                held = sum(watch.holds().values())  # type: ignore[attr-defined]
-                self._new.append((watch, held, self._report.came()))
+            self._install(watch)
+            if isinstance(watch, _COUNTED):
+                self._books.open(watch)
         self._watched[id(part.value)] = part, watches
         self._links += part.links
         self.changed = True
@@ -141,6 +142,24 @@ class AutomaticAttachment:
             (name for glob, name in self._config.layer_names.items() if matches(glob, path)), None
         )
 
+    def _count_the_rest(self, model: nn.Module) -> None:
+        """Read the counters that the model's objects keep, where nothing better is seen."""
+        seen = self._better()
+        for part in survey(model) if self._config.poll else ():
+            known = self._watched.get(id(part.value), (part, []))[1]
+            counted = any(isinstance(watch, CounterWatch) for watch in known)
+            if dictionaries(part.value) and not counted and self._wanted(part.path):
+                watch = CounterWatch(part, seen)
+                self._install(watch)
+                self._watched[id(part.value)] = part, [*known, watch]
+                self._links += () if known else part.links
+
+    def _install(self, watch: Watch) -> None:
+        try:
+            watch.install(self.ways)
+        except Exception as error:
+            self._report.failed(f"watching {watch.path}", error)
+
     def _watch_the_rest(self, model: nn.Module) -> None:
         """Counters where nothing better is seen, the user's own reading, arguments of forwards."""
         config, seen = self._config, self._better()
@@ -149,11 +168,7 @@ class AutomaticAttachment:
             parts = [part for part in survey(model) if "record_capture" in part.offers]
             extra += [SeamWatch(part, *self._seam) for part in parts]
         if config.poll:
-            for part in survey(model):
-                if dictionaries(part) and self._wanted(part.path):
-                    extra.append(CounterWatch(part, partial(dictionaries, part), seen))
-            root = part_of(model, "")
-            extra.append(CounterWatch(root, lambda: self.outputs, seen))
+            extra.append(CounterWatch(part_of(model, ""), seen, lambda: self.outputs))
         if config.read is not None:
             extra.append(ReadingWatch(part_of(model, ""), config.read))
         modules = dict(model.named_modules())
@@ -168,10 +183,7 @@ class AutomaticAttachment:
         self._passages = found
         extra += found
         for watch in extra:
-            try:
-                watch.install(self.ways)
-            except Exception as error:
-                self._report.failed(f"watching {watch.path}", error)
+            self._install(watch)
         self._extra += extra
         if config.hooks and config.wrap:
             self._arguments = ArgumentWatch(self._take_argument)
@@ -182,7 +194,7 @@ class AutomaticAttachment:
         watches = [watch for _, some in self._watched.values() for watch in some]
         wraps = self.ways.wrap
         seen: set[str] = set()
-        if any(isinstance(w, _COUNTED) and w.counts_moves for w in watches):
+        if any(isinstance(w, _COUNTED) and w.counts_calls for w in watches):
             seen |= {"capture", "moves"}
         if wraps and any(isinstance(w, (RetrievalWatch, BufferWatch)) for w in watches):
             seen |= {"retrieval", "cache"}
@@ -230,13 +242,14 @@ class AutomaticAttachment:
         if self._all_there():
             return
         gone = [key for key, (part, _) in self._watched.items() if not part.still_there]
-        self.poll()
+        self._look()
         for key in gone:
             part, watches = self._watched.pop(key)
-            self._links = [link for link in self._links if link not in part.links]
+            mine = {id(link) for link in part.links}
+            self._links = [link for link in self._links if id(link) not in mine]
             for watch in watches:
                 if isinstance(watch, _COUNTED):
-                    self._let_go(watch)
+                    self._books.close(watch)
             self.ways.wraps.undo(part.value)
         if self._model is not None:
             self.attach(self._model)
@@ -250,51 +263,14 @@ class AutomaticAttachment:
             return False
         return True
 
-    def _let_go(self, watch: Any) -> None:
-        """A buffer was dropped, and its entries with it: they were cleared."""
-        report = self._report
-        if not self._counts(watch):
-            return
-        for layer, count in watch.holds().items():
-            at = report.place(layer)
-            if at is not None:
-                report.extend((at + CLEARED, count))
-
-    def _counts(self, watch: Any) -> bool:
-        return isinstance(watch, _COUNTED) and bool(watch.counts_moves) and self.ways.wrap
-
-    def _held(self) -> dict[Hashable | None, int]:
-        """Entries by layer in all buffers whose moves are counted."""
-        held: dict[Hashable | None, int] = {}
-        for _, watches in self._watched.values():
-            for watch in watches:
-                if self._counts(watch):
-                    for layer, count in watch.holds().items():  # type: ignore[attr-defined]
-                        held[layer] = held.get(layer, 0) + count
-        return held
-
-    def _begin_to_count(self) -> None:
-        """Entries held at the start are nobody's doing; of what comes later they were loaded."""
-        report, begun = self._report, self._begun
-        for watch, held_then, came in self._new:
-            held = watch.holds()
-            share = {layer: held_then for layer in held} if len(held) == 1 else held
-            for layer, count in share.items():
-                if report.place(layer) is None:
-                    continue
-                if layer not in self._offsets:
-                    self._offsets[layer] = -came(layer)
-                if not begun:
-                    self._offsets[layer] += count
-        self._new.clear()
-
     def poll(self) -> None:
         """Read what holds now, and tell what came and went unseen since the last time."""
+        self.refresh()
+        self._look()
+
+    def _look(self) -> None:
         report = self._report
         blind = report.distrust_what_is_compiled()
-        came = report.came()
-        self._begin_to_count()
-        self._begun = True
         for key in [k for k, (_, some) in self._watched.items() if not some[0].alive]:
             del self._watched[key]
         for watch in self._watches():
@@ -302,21 +278,22 @@ class AutomaticAttachment:
                 watch.poll()
             except Exception as error:
                 report.failed(f"reading {watch.path}", error)
-        if "buffer" not in report.kinds:
-            return
-        held = self._held()
-        for layer in {*held, *self._offsets}:
-            at = report.place(layer)
-            if at is None:
-                continue
-            if blind:  # compiled code stores and drops, and cannot tell
-                self._offsets[layer] = held.get(layer, 0) - came(layer)
-                continue
-            expected = self._offsets.setdefault(layer, 0.0) + came(layer)
-            gap = round(held.get(layer, 0) - expected)
-            report.extend((at + LOADED, max(0, gap), at + CLEARED, max(0, -gap), at + EVICTED, 0))
-        if held and not blind:
-            report.extend((CLEARS, 0))
+        if "buffer" in report.kinds:
+            self._books.show(self._accounts())
+            self._books.balance(self._accounts(), blind=blind)
+
+    def _settle(self) -> None:
+        if "buffer" in self._report.kinds:
+            blind = self._report.distrust_what_is_compiled()
+            self._books.balance(self._accounts(), blind=blind)
+
+    def _accounts(self) -> list[Account]:
+        return [
+            watch
+            for _, watches in self._watched.values()
+            for watch in watches
+            if isinstance(watch, _COUNTED)
+        ]
 
     def sample(self, on: bool) -> None:
         """Look at what is not looked at in every step: similarities, the output."""
@@ -378,18 +355,19 @@ class AutomaticAttachment:
 
     def detach(self) -> None:
         """Put everything back as it was."""
+        self._report.close()
         self.ways.wraps.undo()
         for handle in self.ways.handles:
             handle.remove()
+        self._report = self._new_report()
         self.ways = self._new_ways()
         self._watched.clear()
         self._extra.clear()
         self._arguments = self._model = None
-        self._offsets.clear()
-        self._new.clear()
+        self._open_books()
         self._links.clear()
         self._passages = []
-        self._begun = self._samples = False
+        self._samples = False
         self.outputs = {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ def find_probes(model: nn.Module) -> list[FoundProbe]:
         for attribute, value in vars(module).items():
             if attribute.startswith("_") and attribute in _TORCH_OWN:
                 continue
-            for path, probe in _walk(value, attribute, set()):
+            for path, probe in _walk(value, attribute):
                 full = f"{name}.{path}" if name else path
                 found.setdefault(id(probe), FoundProbe(probe, full))
     return list(found.values())
@@ -43,13 +43,15 @@ def find_probes(model: nn.Module) -> list[FoundProbe]:
 _TORCH_OWN = frozenset(vars(nn.Module()))
 
 
-def _walk(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, CMRProbe]]:
-    if isinstance(value, CMRProbe):
-        yield path, value
-        return
-    if not isinstance(value, (list, tuple, Mapping)) or id(value) in seen:
-        return
-    seen.add(id(value))
-    items = value.items() if isinstance(value, Mapping) else enumerate(value)
-    for key, item in items:
-        yield from _walk(item, f"{path}[{key!r}]", seen)
+def _walk(value: Any, path: str) -> Iterator[tuple[str, CMRProbe]]:
+    """Probes in nested containers; types alone are asked, for a proxy may do anything."""
+    waiting, seen = [(path, value)], set()
+    while waiting:
+        path, value = waiting.pop()
+        kind = type(value)
+        if issubclass(kind, CMRProbe):
+            yield path, value
+        elif issubclass(kind, (list, tuple, dict)) and id(value) not in seen:
+            seen.add(id(value))
+            items = list(value.items() if issubclass(kind, dict) else enumerate(value))
+            waiting += [(f"{path}[{key!r}]", item) for key, item in reversed(items)]

@@ -56,6 +56,9 @@ def layer_of(function: Any, otherwise: Any) -> LayerOf:
         return by_argument
 
     def by_content(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for name in LAYER_NAMES:
+            if name in kwargs:
+                return kwargs[name]
         for value in (*args, *kwargs.values()):
             held = held_layer(value)
             if held is not UNKNOWN:

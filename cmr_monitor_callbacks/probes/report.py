@@ -109,6 +109,9 @@ class Report:
         self.extend = self.tally.extend
         self.codes: set[CodeType] = set()
         """Of the functions that stand in for methods."""
+        self._open = True
+        self.settle: Callable[[], None] = lambda: None
+        """Accounts for what came and went past the buffers' methods until now."""
         self.blind = {kind: [False] for kind in ("capture", "retrieval", "reconstruction")}
         """Of which kinds there are calls in compiled code, which cannot be seen (a list each, for
         that is what Dynamo can write to)."""
@@ -117,11 +120,17 @@ class Report:
         self.places: dict[Any, int | None] = {}
         """Where the places of the layers seen so far begin; see `place`."""
 
+    def close(self) -> None:
+        """Take nothing more: somebody may hold a method that was replaced."""
+        self._open = False
+        self.places.clear()
+        self.kinds = frozenset()
+
     def distrust_what_is_compiled(self) -> bool:
         """Take no more of kinds of which some calls are not seen; says if stores are among."""
         for kind, blind in self.blind.items():
             if blind[0]:
-                self._ledger.recorder.unseen.update(_UNSEEN[kind])
+                self._ledger.distrust(_UNSEEN[kind])
         return self.blind["capture"][0]
 
     def place(self, layer: Hashable | None) -> int | None:
@@ -139,11 +148,16 @@ class Report:
         if isinstance(layer, torch.Tensor):
             layer = int(layer) if layer.device.type == "cpu" and layer.numel() == 1 else str(layer)
         found = None
-        if self._watches(layer):
+        if self._open and self._watches(layer):
             found = self._ledger.layout.column(layer) * PLACES
         if len(self.places) < 10_000:
             self.places[layer] = found
         return found
+
+    def live(self, layer: Hashable | None, *rows: int) -> None:
+        """What counts these counters of a layer is there: without an event they are 0."""
+        if self.place(layer) is not None:
+            self._ledger.declare_live(rows, self.column(layer))
 
     def column(self, layer: Hashable | None) -> int:
         """The column of a layer."""

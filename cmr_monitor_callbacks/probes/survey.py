@@ -7,17 +7,19 @@ dictionaries and slots alone: no property, ``__getattr__`` or method of the mode
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
 from typing import Any, Final
 
 import torch
 from torch import nn
+
+from cmr_monitor_callbacks.probes.wrapping import Wrapped
 
 _LOOKED_AT: Final = 64
 """Items of a container that are looked at; a longer one is data, not parts."""
@@ -75,7 +77,7 @@ def part_of(value: Any, path: str) -> Part:
 
 def offers(value: Any) -> frozenset[str]:
     """Names of the methods that an object has, of its class or of its own; nothing is run."""
-    own = {name for name, item in _own(value).items() if callable(item)}
+    own = {name for name, item in _own(value).items() if issubclass(type(item), _CALLABLES)}
     cls: Any = type(value)
     return _methods(cls) | own if own else _methods(cls)
 
@@ -139,18 +141,19 @@ def _slots(cls: type) -> tuple[tuple[str, Any], ...]:
 def _visit(
     value: Any, path: str, links: tuple[Link, ...], depth: int, seen: set[int]
 ) -> Iterator[Part]:
-    if _is_leaf(value) or id(value) in seen:
+    kind = type(value)  # an object's own word of its class may be anything
+    if issubclass(kind, _LEAVES) or id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, nn.Module):
+    if issubclass(kind, nn.Module):
         yield Part(value, plain_path(path), links, offers(value))
         yield from _visit_module(value, path, seen)
-    elif isinstance(value, (list, tuple, deque, Mapping)):
-        if type(value).__module__ not in ("builtins", "collections"):
+    elif issubclass(kind, (list, tuple, deque, dict)):
+        if kind.__module__ not in ("builtins", "collections"):
             yield Part(value, plain_path(path), links, offers(value))
         if depth < _DEEPEST:
             yield from _visit_items(value, path, links, depth + 1, seen)
-    elif not _FOREIGN.match(type(value).__module__) or isinstance(value, types.SimpleNamespace):
+    elif not _FOREIGN.match(str(kind.__module__)) or kind is types.SimpleNamespace:
         yield Part(value, plain_path(path), links, offers(value))
         if depth < _DEEPEST:
             own = _own(value)
@@ -172,41 +175,39 @@ def _visit_module(module: nn.Module, path: str, seen: set[int]) -> Iterator[Part
 def _visit_items(
     value: Any, path: str, links: tuple[Link, ...], depth: int, seen: set[int]
 ) -> Iterator[Part]:
-    if isinstance(value, Mapping):
-        # a view of a defaultdict makes no key; another mapping's own methods are not run
-        if not isinstance(value, dict) or len(value) > _LOOKED_AT:
-            return
-        pairs: Any = list(value.items())
-    else:
-        if len(value) > _LOOKED_AT:
-            return
-        pairs = enumerate(islice(value, _LOOKED_AT))
-    for key, item in pairs:
-        to = (*links, (value, key, item)) if isinstance(value, (list, dict)) else links
+    if len(value) > _LOOKED_AT:
+        return
+    is_dict = issubclass(type(value), dict)
+    for key, item in list(dict.items(value) if is_dict else enumerate(value)):
+        to = (*links, (value, key, item)) if is_dict or type(value) is list else links
         yield from _visit(item, _joined(path, str(key)), to, depth, seen)
 
 
-def _is_leaf(value: Any) -> bool:
-    return value is None or isinstance(
-        value,
-        (
-            bool,
-            int,
-            float,
-            complex,
-            str,
-            bytes,
-            torch.Tensor,
-            torch.dtype,
-            torch.device,
-            type,
-            types.FunctionType,
-            types.BuiltinFunctionType,
-            types.MethodType,
-            types.ModuleType,
-            types.GeneratorType,
-        ),
-    )
+_LEAVES: Final = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    torch.Tensor,
+    torch.dtype,
+    torch.device,
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    types.GeneratorType,
+)
+_CALLABLES: Final = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    functools.partial,
+    Wrapped,
+)
 
 
 def _joined(path: str, name: str) -> str:

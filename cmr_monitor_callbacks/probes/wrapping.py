@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy, deepcopy
 from typing import Any, Final
 
@@ -61,6 +62,27 @@ def _class_of(call: Call) -> type[Wrapped]:
     # a class for each wrap: its `__call__` is then the function itself, with no frame in between,
     # and one that Dynamo can trace
     return type("Wrapped", (Wrapped,), {"__call__": call})
+
+
+class Hook:
+    """A hook that stays behind: a copy or a pickle of its module has one that does nothing."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _NOTHING
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+
+# takes what it is given and returns None, and every Python has it
+_NOTHING: Final = nullcontext().__exit__
+
+
+def hook(function: Call) -> Any:
+    """A hook of a module; its function's first argument is the hook itself."""
+    return type("Hook", (Hook,), {"__call__": function})()
 
 
 class Wraps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmr_monitor_callbacks.catalogue import STATISTICS
 from cmr_monitor_callbacks.distributed import moved
 from cmr_monitor_callbacks.folding import TIMER_ROWS
 from cmr_monitor_callbacks.layers import Layout
@@ -89,6 +90,7 @@ class Ledger:
         """By column: entries that came less those that went, as far as the host was told; those of
         a sanity check, which is thrown away, left out."""
         self.recent_times = {}
+        self._live: tuple[list[int], list[int]] = [], []
         self._holds = Packed.empty(self.layout.width)
         self._train = StageStatistics(self.layout)
         self._other = self._train
@@ -116,6 +118,27 @@ class Ledger:
         if stage != "train":
             self._other = StageStatistics(self.layout)
 
+    def declare_live(self, rows: Iterable[int], column: int) -> None:
+        """From now on these counters are 0 where nothing comes, not without data.
+
+        Args:
+            rows: of counts.
+            column: of the layer.
+        """
+        known = set(zip(*self._live, strict=True))
+        for row in rows:
+            unseen = STATISTICS[row].component in self.recorder.unseen
+            if (row, column) not in known and not unseen:
+                self._live[0].append(row)
+                self._live[1].append(column)
+
+    def distrust(self, components: Iterable[str]) -> None:
+        """Of these not all can be seen: none of what is seen is taken, and nothing is 0."""
+        self.recorder.unseen.update(components)
+        rows = {i for i, s in enumerate(STATISTICS) if s.component in self.recorder.unseen}
+        live = [(row, column) for row, column in zip(*self._live, strict=True) if row not in rows]
+        self._live = [row for row, _ in live], [column for _, column in live]
+
     def fold(self) -> None:
         """Move what was recorded into the current stage; starts reading the devices."""
         keep = self._keep if self.stage == "train" else {}
@@ -132,6 +155,8 @@ class Ledger:
             self.came = moved_in
         # where a source is live and nothing went wrong, 0 is a number
         packed.samples[_WATCHED] += 1
+        if self._live[0]:
+            packed.samples[self._live] += 1
         for sample in self.recorder.invalid:
             self.invalid_samples += 1
             packed.values[ROW["nonfinite_count"], sample.column] += sample.nonfinite

@@ -173,7 +173,9 @@ class Run:
         for layer in setup.fill:
             self.do(("store", layer, 1))
         self.hand.counts.clear()
+        self.hand.ever = {layer for layer, held in self.hand.held.items() if held}
         self.before = {layer: len(held) for layer, held in self.hand.held.items()}
+        self.at_ends: set[Layer] = set()
         self.retired: Any = None
         self.touched: set[Layer] = set()
         self.replaced = False
@@ -181,6 +183,12 @@ class Run:
         if setup.alias:
             self.model.too = [self.buffer, self.buffer]
         self.monitor: CMRPerformanceMonitor | None = None
+
+    @property
+    def ever(self) -> set[Layer]:
+        """Layers that hold or have held an entry, as far as the monitor can know."""
+        polled = not self.setup.wrap or self.setup.name in SLOTS
+        return self.at_ends if polled else self.hand.ever
 
     def attach(self) -> CMRPerformanceMonitor:
         self.monitor = CMRPerformanceMonitor(
@@ -194,6 +202,7 @@ class Run:
         """Do all that is done in one window; what was counted in it."""
         before = self.hand.counts.copy()
         self.touched, self.replaced = set(), False
+        self.at_ends |= {layer for layer, held in self.hand.held.items() if held}
         if self.monitor is None:
             for op in ops:
                 self.do(op)
@@ -201,6 +210,7 @@ class Run:
             with self.monitor.track_performance():
                 for op in ops:
                     self.do(op)
+        self.at_ends |= {layer for layer, held in self.hand.held.items() if held}
         return Counter({key: n - before[key] for key, n in self.hand.counts.items()})
 
     def do(self, op: Op) -> None:
@@ -400,7 +410,8 @@ def check_gauges(run: Run) -> None:
     """What holds now: entries, limits, bytes."""
     assert run.monitor is not None
     snapshot, hand, setup = run.monitor.snapshot, run.hand, run.setup
-    for layer in hand.ever:
+    ever = run.ever
+    for layer in ever:
         entries = len(hand.held.get(layer, []))
         assert snapshot.value("total_entries", layer=layer) == entries, layer
         size = snapshot.value("memory_size_mb", layer=layer)
@@ -411,9 +422,9 @@ def check_gauges(run: Run) -> None:
             assert utilization == pytest.approx(entries / setup.limit)
     assert snapshot.value("total_entries") == hand.size
     assert snapshot.value("memory_size_mb") * 2**20 == pytest.approx(hand.bytes())
-    if hand.ever:
+    if ever:
         limits = [setup.total] if run.kind.by_total else []
-        limits += [setup.limit * len(hand.ever)] if run.kind.by_layer else []
+        limits += [setup.limit * len(ever)] if run.kind.by_layer else []
         assert snapshot.value("capacity") == min(limits)
         assert snapshot.value("utilization_rate") == pytest.approx(hand.size / min(limits))
 
@@ -594,7 +605,8 @@ def test_a_buffers_own_counters_are_read_across_their_resets(name: str) -> None:
                 assert reading.evictions == truth.of("eviction_count", None)
                 stored = snapshot.value("states_stored", over="window")
                 evicted = snapshot.value("eviction_count", over="window")
-                assert (stored, evicted) == (reading.insertions, reading.evictions)
+                # a counter that never moved may be a dead one: it says nothing until it does
+                assert (number(stored), number(evicted)) == (reading.insertions, reading.evictions)
                 net = entries + reading.insertions - reading.evictions - run.hand.size
                 cleared = number(snapshot.value("states_cleared", over="window"))
                 loaded = number(snapshot.value("states_loaded", over="window"))
@@ -603,7 +615,7 @@ def test_a_buffers_own_counters_are_read_across_their_resets(name: str) -> None:
                 assert 0 <= loaded <= truth.of("states_loaded", None)
             if certain:
                 for key, value in sums.items():
-                    assert snapshot.value(key) == value
+                    assert number(snapshot.value(key)) == value
             parts = {key: number(snapshot.value(key)) for key in (*MOVED, "states_stored")}
             assert law(parts, sum(run.before.values())) == snapshot.value("total_entries")
         monitor.detach()
@@ -648,14 +660,17 @@ def expected(**given: float) -> dict[str, float]:
     return {**zero, **given}
 
 
-def test_other_entries_in_a_new_list_are_loaded_and_the_old_ones_cleared() -> None:
+# What is done past a buffer's methods is seen by its net effect: entries are counted, not compared.
+
+
+def test_other_entries_in_a_new_list_are_seen_by_how_many_they_are() -> None:
     buffer = filled(ListBuffer, 3)
     _, monitor = watched(buffer)
     with monitor.track_performance():
         buffer.store_state(torch.ones(2), 3, key=3)
         buffer.layer_buffers[3] = [KINDS["lists"].entry(torch.ones(2), 3, k) for k in (10, 11)]
     assert moved(monitor) == expected(
-        states_stored=1, states_cleared=4, states_loaded=2, total_entries=2
+        states_stored=1, states_cleared=2, states_loaded=0, total_entries=2
     )
 
 
@@ -669,15 +684,15 @@ def test_entries_that_stay_in_a_new_list_were_never_gone() -> None:
     assert moved(monitor) == expected(states_cleared=2, total_entries=2)
 
 
-def test_an_entry_replaced_from_outside_is_another_one() -> None:
+def test_an_entry_replaced_from_outside_changes_no_count() -> None:
     buffer = filled(ListBuffer, 3)
     _, monitor = watched(buffer)
     with monitor.track_performance():
         buffer.layer_buffers[3][1] = KINDS["lists"].entry(torch.ones(2), 3, 10)
-    assert moved(monitor) == expected(states_cleared=1, states_loaded=1, total_entries=3)
+    assert moved(monitor) == expected(total_entries=3)
 
 
-def test_new_entries_at_the_addresses_of_old_ones_are_new() -> None:
+def test_as_many_entries_as_were_taken_out_change_no_count() -> None:
     buffer = filled(ListBuffer, 3)
     _, monitor = watched(buffer)
     with monitor.track_performance():
@@ -686,7 +701,7 @@ def test_new_entries_at_the_addresses_of_old_ones_are_new() -> None:
     with monitor.track_performance():
         held.clear()
         held.extend(KINDS["lists"].entry(torch.ones(2), 3, key) for key in (10, 11, 12))
-    assert moved(monitor) == expected(states_cleared=3, states_loaded=3, total_entries=3)
+    assert moved(monitor) == expected(total_entries=3)
 
 
 def test_an_entry_moved_to_another_layer_leaves_one_and_enters_the_other() -> None:

@@ -26,7 +26,8 @@ TABLE = {
         capture_calls capture_efficiency storage_efficiency selection_rate avg_capture_time
         capture_time_p50 capture_time_p95 capture_time_p99""",
     "reconstruction": """reconstruction_calls total_reconstructions memories_used
-        reconstruction_quality reconstruction_similarity avg_reconstruction_time reconstruction_time_p50
+        reconstruction_quality reconstruction_similarity avg_reconstruction_time
+        reconstruction_time_p50
         reconstruction_time_p95 reconstruction_time_p99""",
     "buffer": """total_entries capacity utilization_rate memory_size_mb eviction_count
         states_loaded states_cleared states_overwritten states_merged clear_count

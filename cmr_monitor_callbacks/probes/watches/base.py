@@ -170,9 +170,15 @@ def guarded(report: Report, where: str, action: Callable[..., None]) -> Callable
     return safely
 
 
-ATTEMPTED, CAPTURED, STORED, CONSIDERED = (
+ATTEMPTED, CAPTURED, STORED, CONSIDERED, CAPTURES = (
     ROW[name]
-    for name in ("states_attempted", "states_captured", "states_stored", "states_considered")
+    for name in (
+        "states_attempted",
+        "states_captured",
+        "states_stored",
+        "states_considered",
+        "capture_calls",
+    )
 )
 EVICTED, CLEARED, LOADED, OVERWRITTEN, CLEARS = (
     ROW[name]
@@ -190,9 +196,10 @@ RETRIEVALS, RETURNED, CACHE_HITS, CACHE_OPERATIONS = (
     for name in ("total_retrievals", "entries_retrieved", "cache_hits", "cache_operations")
 )
 FOUND, ASKED = ROW["retrieval_hits"], ROW["slots_asked"]
-USING, QUALITY, SIMILARITY = (
+RECONSTRUCTIONS, USING, QUALITY, SIMILARITY = (
     ROW[name]
     for name in (
+        "reconstruction_calls",
         "total_reconstructions",
         "reconstruction_quality_sum",
         "reconstruction_similarity_sum",

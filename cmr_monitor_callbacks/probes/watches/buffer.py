@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Final
 
+from cmr_monitor_callbacks.probes.holding import Holding
 from cmr_monitor_callbacks.probes.reading import (
     UNKNOWN,
     LayerOf,
@@ -19,12 +20,10 @@ from cmr_monitor_callbacks.probes.report import LOADING, UnderWay, compiling, gr
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import (
     ATTEMPTED,
-    BYTES,
-    CAPACITY,
     CAPTURED,
+    CAPTURES,
     CLEARED,
     CLEARS,
-    ENTRIES,
     EVICTED,
     LOADED,
     OVERWRITTEN,
@@ -36,6 +35,7 @@ from cmr_monitor_callbacks.probes.watches.base import (
     report_error,
     resolved,
 )
+from cmr_monitor_callbacks.probes.watches.counters import counts_moves
 from cmr_monitor_callbacks.probes.watches.retrieval import RetrievalWatch
 from cmr_monitor_callbacks.probes.watches.shelf import Shelf, find_shelf
 from cmr_monitor_callbacks.probes.wrapping import Call, Make
@@ -66,6 +66,18 @@ _CALL, _TAKEN, _REFUSED, _TAKEN_IN, _REFUSED_IN = (
         "state refused in a capture",
     )
 )
+_COUNTED: Final = (
+    ATTEMPTED,
+    CAPTURED,
+    CAPTURES,
+    STORED,
+    EVICTED,
+    CLEARED,
+    LOADED,
+    OVERWRITTEN,
+)
+Look = tuple[dict[Any, int], tuple[Any, ...]]
+"""Lengths by layer, and the ends of the container that a store is about."""
 Came = Callable[[Hashable | None], float]
 
 
@@ -86,14 +98,19 @@ class BufferWatch(BaseWatch):
         self.looks = True
         """Whether its length is looked at before and after each store."""
         self._retrieval: RetrievalWatch | None = None
-        self.counts_moves = False
-        """Whether stores are seen; else only what holds now is known."""
+        self._at_first: dict[Any, int] = {}
+        self._layers: dict[Any, None] = {}
+        """Seen so far; one may vanish from the container."""
+        self.counts_calls = False
+        """Whether stores are seen, call by call."""
+        self._counts_itself = False
 
     def install(self, ways: Ways) -> None:
         """Wrap what the settings allow."""
         self._report = ways.report
         if ways.wrap and "capture" in ways.report.kinds:
             self._wrap(ways)
+        self._counts_itself = ways.poll and counts_moves(self._owner())
         names = [name for name in sorted(self._offers) if _RETRIEVE.match(name)]
         part = Part(self._owner(), self.path, (), self._offers)
         self._retrieval = RetrievalWatch(part, names, self.layer)
@@ -101,6 +118,18 @@ class BufferWatch(BaseWatch):
         self._retrieval.install(ways)
         self.said.update(self._retrieval.said)
         self.source("buffer", "polled", self.shelf.name)
+        self._at_first = {layer: n for layer, n in self.shelf.lengths().items() if n}
+        for layer in (None, *self.shelf.lengths()):
+            self._meet(layer)
+        if self.counts_calls and ways.calls_by == "store":
+            ways.report.live(None, CAPTURES)
+
+    def _meet(self, layer: Any) -> None:
+        """A layer of this buffer is seen for the first time."""
+        if layer is not None:
+            self._layers.setdefault(layer)
+        if self.counts_calls:
+            self._report.live(layer, *_COUNTED)
 
     def _wrap(self, ways: Ways) -> None:
         owner = self._owner()
@@ -113,11 +142,12 @@ class BufferWatch(BaseWatch):
         for name in offered:
             if _STORE.match(name):
                 made = ways.replace(owner, name, self._store(ways, name))
-                self.counts_moves |= made
+                self.counts_calls |= made
                 if made:
                     self.source("capture", "wrapped", name)
             elif _CLEAR.match(name):
-                ways.replace(owner, name, self._clearer(ways, name))
+                if ways.replace(owner, name, self._clearer(ways, name)):
+                    ways.report.live(None, CLEARS)
             elif _LOAD.match(name):
                 ways.replace(owner, name, self._loader(ways))
         how = "polled" if self.looks else "wrapped"
@@ -132,7 +162,8 @@ class BufferWatch(BaseWatch):
         by_name, position, default = fast_layer(called)
         one = name.endswith(("_state", "_entry"))
         own_calls, blind = ways.calls_by == "store", report.blind["capture"]
-        extend, places, lengths = report.extend, report.places, self.shelf.lengths
+        extend, places = report.extend, report.places
+        lengths, ends = self.shelf.lengths, self.shelf.ends
         safely = guarded(
             report, f"{self.path}.{name}", partial(self._record_store, name, layer, own_calls)
         )
@@ -143,7 +174,9 @@ class BufferWatch(BaseWatch):
                 outer, inner, inserted = under.storing, under.stored, under.inserted
                 if outer is LOADING or graph_task() != -1:
                     return original(*args, **kwargs)
-                before = lengths() if self.looks and outer is not self else None
+                before = None
+                if self.looks and outer is not self:
+                    before = lengths(), ends(resolved(layer(args, kwargs)))
                 under.storing = self
                 start = now()
                 try:
@@ -215,16 +248,18 @@ class BufferWatch(BaseWatch):
         under: UnderWay,
         seconds: float,
         out: Any,
-        before: dict[Any, int] | None,
+        before: Look | None,
         inner: int,
         inserted: int,
         args: Any,
         kwargs: Any,
     ) -> None:
-        report = self._report
-        at = report.place(resolved(layer(args, kwargs)))
+        report, called = self._report, resolved(layer(args, kwargs))
+        at = report.place(called)
+        if called not in self._layers:
+            self._meet(called)
         if before is not None:
-            self._record_look(before, self.shelf.lengths(), at, out, inner, name, args, kwargs)
+            self._record_look(before, called, at, out, inner, name, args, kwargs)
         counted = under.stored != inner  # by an inner store
         if not counted:
             under.stored += 1
@@ -242,8 +277,8 @@ class BufferWatch(BaseWatch):
 
     def _record_look(
         self,
-        before: dict[Any, int],
-        after: dict[Any, int],
+        before: Look,
+        called: Any,
         at: int | None,
         out: Any,
         inner: int,
@@ -251,27 +286,19 @@ class BufferWatch(BaseWatch):
         args: Any,
         kwargs: Any,
     ) -> None:
-        """Evictions that a store made in silence: what should be there and is not."""
-        report = self._report
+        """What a store dropped in silence: what should be there and is not."""
+        report, (had, first_and_last) = self._report, before
         counted = report.scope.now.stored - inner
         offered = counted or (0 if out is False else offered_states(name, args, kwargs))
-        for layer in {*before, *after}:
+        has = self.shelf.lengths()
+        for layer in {*had, *has}:
             where = report.place(layer)
             if where is None:
                 continue
-            stored = offered if where == at else 0
-            gone = before.get(layer, 0) + stored - after.get(layer, 0)
+            gone = had.get(layer, 0) + (offered if where == at else 0) - has.get(layer, 0)
             if gone > 0:
-                full = before.get(layer, 0) >= (self._capacity(layer) or 0)
-                report.extend((where + (EVICTED if full else OVERWRITTEN), gone))
-            elif where == at or gone == 0:
-                report.extend((where + EVICTED, 0))
-
-    def _capacity(self, layer: Any) -> int | None:
-        each, total = self.shelf.capacities()
-        if isinstance(each, dict):
-            return each.get(layer)
-        return each if each is not None else total
+                dropped = where != at or self.shelf.grew(called, first_and_last)
+                report.extend((where + (EVICTED if dropped else OVERWRITTEN), gone))
 
     def _remover(self, ways: Ways, name: str) -> Make:
         report, scope = ways.report, ways.report.scope
@@ -306,6 +333,8 @@ class BufferWatch(BaseWatch):
 
         def record(at_layer: Any) -> None:
             at = place(at_layer)
+            if at_layer not in self._layers:
+                self._meet(at_layer)
             if at is not None:
                 extend((at + LOADED, 1))
 
@@ -368,6 +397,7 @@ class BufferWatch(BaseWatch):
                 in_store = under.storing is self
                 if under.clearing or (in_store and self.looks):
                     return original(*args, **kwargs)  # the look after the store tells
+                report.settle()
                 before, came = lengths(), report.came()
                 under.clearing = not in_store
                 try:
@@ -403,30 +433,32 @@ class BufferWatch(BaseWatch):
 
     def holds(self) -> dict[Any, int]:
         """Entries held now, by layer."""
-        return {} if self._owner() is None else self.shelf.lengths()
+        held = {} if self._owner() is None else self.shelf.lengths()
+        return held if self.counts_calls else {None: sum(held.values())}
 
-    def poll(self) -> None:
-        """Entries, capacity and bytes."""
-        report = self._report
-        if "buffer" not in report.kinds or self._owner() is None:
-            return
+    @property
+    def counts_moves(self) -> bool:
+        """Whether it is known what is stored: from its calls, or from its own counters."""
+        return self.counts_calls or self._counts_itself
+
+    def holdings(self) -> dict[Any, Holding]:
+        """Entries, capacity and bytes, by layer; the total limit of them all under None."""
+        if self._owner() is None:
+            return {}
         lengths, sizes = self.shelf.lengths(), self.shelf.sizes()
         each, total = self.shelf.capacities()
-        for layer, count in lengths.items():
-            at = report.place(layer)
-            if at is None:
-                continue
+        found: dict[Any, Holding] = {}
+        for layer in {**self._layers, **lengths}:
+            if layer not in self._layers:
+                self._meet(layer)
             limit = each.get(layer) if isinstance(each, dict) else each
             if limit is None and not self.layered:
                 limit = total
-            self._extend_given(at, (ENTRIES, count), (CAPACITY, limit), (BYTES, sizes.get(layer)))
-        if self.layered and total is not None:
-            self._extend_given(0, (CAPACITY, total))
-
-    def _extend_given(self, at: int, *pairs: tuple[int, Any]) -> None:
-        for place, value in pairs:
-            if value is not None:
-                self._report.extend((at + place, value))
+            at_first = self._at_first.pop(layer, 0)
+            found[layer] = Holding(lengths.get(layer, 0), limit, sizes.get(layer, 0), at_first)
+        if self.layered or not found:
+            found[None] = Holding(0, total, 0)
+        return found
 
 
 def buffer(part: Part) -> BufferWatch | None:

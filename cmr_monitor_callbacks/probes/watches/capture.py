@@ -13,6 +13,7 @@ from cmr_monitor_callbacks.probes.reading import layer_of, layer_parameter, para
 from cmr_monitor_callbacks.probes.report import compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part, attributes
 from cmr_monitor_callbacks.probes.watches.base import (
+    CAPTURES,
     CONSIDERED,
     BaseWatch,
     Ways,
@@ -21,7 +22,7 @@ from cmr_monitor_callbacks.probes.watches.base import (
     report_error,
     resolved,
 )
-from cmr_monitor_callbacks.probes.wrapping import Call, Make
+from cmr_monitor_callbacks.probes.wrapping import Call, Make, hook
 from cmr_monitor_callbacks.recording.tally import CALL
 
 _CAPTURE: Final = re.compile(r"_*capture(_\w+)?$")
@@ -42,6 +43,7 @@ class CaptureWatch(BaseWatch):
         for name in self._methods:
             if ways.replace(self._owner(), name, self._maker(ways, name)):
                 self.source("", "wrapped", name, "capture_calls", "avg_capture_time")
+                ways.report.live(None, CAPTURES)
 
     def _maker(self, ways: Ways, name: str) -> Make:
         report, scope, now = ways.report, ways.report.scope, ways.report.now
@@ -96,11 +98,11 @@ class ScorerWatch(BaseWatch):
 
         safely = guarded(report, self.path, record)
 
-        def scored(module: nn.Module, args: Any, out: Any) -> None:
+        def scored(_: Any, module: nn.Module, args: Any, out: Any) -> None:
             if not compiling() and scope.now.capturing and graph_task() == -1:
                 safely(out[0] if isinstance(out, tuple) and out else out)
 
-        ways.handles.append(self._owner().register_forward_hook(scored))
+        ways.handles.append(self._owner().register_forward_hook(hook(scored)))
         self.source("", "hook", "forward", "states_considered", "selection_rate")
 
 

@@ -41,6 +41,9 @@ _COMPONENT: Final = {"moves": "buffer", "cache": "retrieval"}
 _AMBIGUOUS: Final = ("total_captures", "total_reconstructions", "total_retrievals")
 
 
+Read = Callable[[], dict[str, Mapping[Any, Any]]]
+
+
 class CounterWatch(BaseWatch):
     """Some dictionaries of counters of one object.
 
@@ -49,15 +52,13 @@ class CounterWatch(BaseWatch):
 
     Args:
         part: the object.
-        read: gives the dictionaries by name, or the object's own numbers under ''.
         without: kinds that are seen better.
+        read: gives the dictionaries by name; by default those that the object holds.
     """
 
-    def __init__(
-        self, part: Part, read: Callable[[], dict[str, Mapping[Any, Any]]], without: set[str]
-    ) -> None:
+    def __init__(self, part: Part, without: set[str], read: Read | None = None) -> None:
         super().__init__(part)
-        self._read = read
+        self._read: Read = read or (lambda: dictionaries(self._owner()))
         self._without = without
         self._last: dict[tuple[str, Any], float] = {}
         self._live: set[str] = set()
@@ -84,21 +85,37 @@ class CounterWatch(BaseWatch):
 
     def poll(self) -> None:
         """Add what the counters rose by."""
+        if not self.alive:
+            return
         for counters in self._read().values():
-            for key, (kind, place) in _KEYS.items():
-                if key in counters and kind not in self._without and self._watched(kind):
-                    for layer, value in _numbers(counters[key]):
-                        self._add(key, layer, value, place)
+            found = [
+                (key, layer, value, place)
+                for key, (kind, place) in _KEYS.items()
+                if key in counters and kind not in self._without and self._watched(kind)
+                for layer, value in _numbers(counters[key])
+            ]
+            # where one was set back, those beside it were too
+            anew = any(value < self._last.get((key, layer), 0) for key, layer, value, _ in found)
+            for key, layer, value, place in found:
+                last = 0.0 if anew else self._last.get((key, layer), 0.0)
+                self._last[key, layer] = value
+                self._add(key, layer, value - last, place)
 
-    def _add(self, key: str, layer: Any, value: float, place: int) -> None:
-        last = self._last.get((key, layer), 0.0)
-        self._last[key, layer] = value
-        rose = value - last if value >= last else value
+    def _add(self, key: str, layer: Any, rose: float, place: int) -> None:
         if rose:
             self._live.add(key)
         at = self._report.place(layer)
         if at is not None and key in self._live:
             self._report.extend((at + place, rose))
+
+
+def counts_moves(value: Any) -> bool:
+    """Whether a buffer itself counts what it takes in."""
+    return any(
+        kind == "moves" and place == STORED and key in counters
+        for counters in dictionaries(value).values()
+        for key, (kind, place) in _KEYS.items()
+    )
 
 
 def kind_of(key: str) -> str:
@@ -119,10 +136,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
 
 
-def dictionaries(part: Part) -> dict[str, Mapping[Any, Any]]:
+def dictionaries(value: Any) -> dict[str, Mapping[Any, Any]]:
     """The statistics that an object keeps in dictionaries of its own."""
     return {
-        name: value
-        for name, value in attributes(part.value).items()
-        if name.endswith("stats") and isinstance(value, Mapping)
+        name: item
+        for name, item in attributes(value).items()
+        if name.endswith("stats") and isinstance(item, Mapping)
     }

@@ -7,20 +7,19 @@ from typing import Any
 
 import torch
 
+from cmr_monitor_callbacks.probes.holding import Holding
 from cmr_monitor_callbacks.probes.reading import returned_entries
 from cmr_monitor_callbacks.probes.report import compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part, attributes
 from cmr_monitor_callbacks.probes.watches.base import (
     ASKED,
     ATTEMPTED,
-    BYTES,
-    CAPACITY,
     CAPTURED,
     CLEARED,
     CLEARS,
-    ENTRIES,
     EVICTED,
     FOUND,
+    LOADED,
     RETURNED,
     STORED,
     BaseWatch,
@@ -38,7 +37,7 @@ _INDICES = ("knns", "indices", "indexes", "index")
 class IndexedWatch(BaseWatch):
     """A memory that is searched; its entries are what its indices hold."""
 
-    counts_moves = False
+    counts_calls = False
     """Whether what is added is seen; else only what holds now is known."""
 
     def install(self, ways: Ways) -> None:
@@ -48,12 +47,14 @@ class IndexedWatch(BaseWatch):
             self._wrap(ways, "add", self._add, "capture")
             self._wrap(ways, "search", self._search, "retrieval")
             self._wrap(ways, "clear", self._clear, "")
+        rows = (ATTEMPTED, CAPTURED, STORED, EVICTED, CLEARED, LOADED, CLEARS)
+        ways.report.live(None, *(rows if self.counts_calls else ()))
         self.source("buffer", "polled", self._index_name() or "index")
         self.source("buffer", "wrapped", "add", "eviction_count")
 
     def _wrap(self, ways: Ways, name: str, maker: Callable[..., Any], kind: str) -> None:
         made = ways.replace(self._owner(), name, maker)
-        self.counts_moves |= made and name == "add"
+        self.counts_calls |= made and name == "add"
         if made and kind:
             self.source(kind, "wrapped", name)
 
@@ -183,22 +184,21 @@ class IndexedWatch(BaseWatch):
 
         return clear
 
+    @property
+    def counts_moves(self) -> bool:
+        """Whether it is known what is stored."""
+        return self.counts_calls
+
     def holds(self) -> dict[Any, int]:
         """Entries held now, under this memory's layer."""
         return {} if self._owner() is None else {self.layer: self.count()}
 
-    def poll(self) -> None:
+    def holdings(self) -> dict[Any, Holding]:
         """Entries, capacity and bytes."""
-        report = self._report
-        at = report.place(self.layer)
-        if "buffer" not in report.kinds or self._owner() is None or at is None:
-            return
-        count, limit, one = self.count(), self._limit(), self._bytes_of_one()
-        report.extend((at + ENTRIES, count))
-        if limit is not None:
-            report.extend((at + CAPACITY, limit))
-        if one is not None:
-            report.extend((at + BYTES, count * one))
+        if self._owner() is None:
+            return {}
+        count, one = self.count(), self._bytes_of_one()
+        return {self.layer: Holding(count, self._limit(), None if one is None else count * one)}
 
     def _bytes_of_one(self) -> int | None:
         """Bytes of one slot of the store beside the index: rows, slots, and what an entry is."""

@@ -15,6 +15,7 @@ from cmr_monitor_callbacks.packed import ROW
 from cmr_monitor_callbacks.probes.report import compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import BaseWatch, Ways, guarded
+from cmr_monitor_callbacks.probes.wrapping import hook
 from cmr_monitor_callbacks.recording.tally import CALL, PLACES
 
 _SEEN, _PADDED, _ROWS, _OUTPUTS, _NONFINITE, _ENTROPY = (
@@ -71,7 +72,7 @@ class PassageWatch(BaseWatch):
         forget = guarded(report, f"{self.path}.forward", partial(_forget, report.tally))
         scope, tally, began = report.scope, report.tally, [0]
 
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def before(_: Any, module: nn.Module, args: Any, kwargs: Any) -> None:
             if compiling() or scope.now.passing is not None or graph_task() != -1:
                 return
             scope.now.passing = self
@@ -82,7 +83,7 @@ class PassageWatch(BaseWatch):
             if counts:
                 enters(args, kwargs)
 
-        def after(module: nn.Module, args: Any, out: Any) -> None:
+        def after(_: Any, module: nn.Module, args: Any, out: Any) -> None:
             if compiling() or scope.now.passing is not self:
                 return
             scope.now.passing = None
@@ -97,8 +98,8 @@ class PassageWatch(BaseWatch):
 
         owner = self._owner()
         ways.handles += [
-            owner.register_forward_pre_hook(before, with_kwargs=True),
-            owner.register_forward_hook(after, always_call=True),
+            owner.register_forward_pre_hook(hook(before), with_kwargs=True),
+            owner.register_forward_hook(hook(after), always_call=True),
         ]
         names = ("sequence_length", "padding_share", "output_nonfinite_share", "output_entropy")
         self.source("", "hook", "forward", *names)

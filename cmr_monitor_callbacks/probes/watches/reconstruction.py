@@ -23,6 +23,7 @@ from cmr_monitor_callbacks.probes.report import compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import (
     QUALITY,
+    RECONSTRUCTIONS,
     SIMILARITY,
     BaseWatch,
     Ways,
@@ -31,7 +32,7 @@ from cmr_monitor_callbacks.probes.watches.base import (
     report_error,
     resolved,
 )
-from cmr_monitor_callbacks.probes.wrapping import Call, Make
+from cmr_monitor_callbacks.probes.wrapping import Call, Make, hook
 from cmr_monitor_callbacks.recording.tally import CALL
 
 _CALL, _MEMORIES = CALL["reconstruction"], CALL["memories used"]
@@ -55,6 +56,7 @@ class ReconstructionWatch(BaseWatch):
         if "reconstruction" not in ways.report.kinds:
             return
         self._report = ways.report
+        ways.report.live(None, RECONSTRUCTIONS)
         if not self._methods and ways.hooks:
             self._hook(ways)
             self.source("reconstruction", "hook", "forward")
@@ -93,7 +95,7 @@ class ReconstructionWatch(BaseWatch):
         safely = guarded(report, f"{self.path}.forward", partial(self._record, layer))
         blind = report.blind["reconstruction"]
 
-        def before(module: nn.Module, args: Any) -> None:
+        def before(_: Any, module: nn.Module, args: Any) -> None:
             if compiling():
                 blind[0] = True
                 return
@@ -101,7 +103,7 @@ class ReconstructionWatch(BaseWatch):
             if under.reconstructing is None and graph_task() == -1:
                 under.reconstructing = now()
 
-        def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        def after(_: Any, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             if compiling():
                 blind[0] = True
                 return
@@ -134,8 +136,10 @@ class ReconstructionWatch(BaseWatch):
             safely(seconds, out, args, kwargs)
 
         report.hooked.add(id(owner))
-        ways.handles.append(owner.register_forward_pre_hook(before))
-        ways.handles.append(owner.register_forward_hook(after, with_kwargs=True, always_call=True))
+        ways.handles.append(owner.register_forward_pre_hook(hook(before)))
+        ways.handles.append(
+            owner.register_forward_hook(hook(after), with_kwargs=True, always_call=True)
+        )
 
     def _maker(self, ways: Ways, name: str) -> Make:
         report, scope, now = ways.report, ways.report.scope, ways.report.now

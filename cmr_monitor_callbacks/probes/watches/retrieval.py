@@ -12,6 +12,7 @@ from cmr_monitor_callbacks.probes.survey import Part, attributes
 from cmr_monitor_callbacks.probes.watches.base import (
     CACHE_HITS,
     CACHE_OPERATIONS,
+    RETRIEVALS,
     RETURNED,
     BaseWatch,
     Ways,
@@ -73,6 +74,7 @@ class RetrievalWatch(BaseWatch):
         for name in self._methods:
             if ways.replace(owner, name, self._maker(ways, name)):
                 self.source("retrieval", "wrapped", name)
+                report.live(None, RETRIEVALS, RETURNED)
         if self._cache is not None and self.said:
             self.source("", "wrapped", "cache_hits", "cache_hits", "cache_hit_rate")
 

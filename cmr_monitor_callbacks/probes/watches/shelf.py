@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from cmr_monitor_callbacks.probes.reading import UNKNOWN, bytes_of, held_layer
+from cmr_monitor_callbacks.probes.reading import UNKNOWN, bytes_of, held_layer, size_of
 from cmr_monitor_callbacks.probes.survey import attributes
 
 _NAME: Final = re.compile(
@@ -47,6 +47,7 @@ class Shelf:
         owner: the buffer.
         name: the attribute that holds the container.
         by_layer: whether it is a mapping or list of containers by layer.
+        layered: whether the buffer's methods name layers.
         layer: of a container that knows no layers; told when asked.
     """
 
@@ -55,11 +56,13 @@ class Shelf:
         owner: Callable[[], Any],
         name: str,
         by_layer: bool,
+        layered: bool,
         layer: Callable[[], Hashable | None],
     ) -> None:
         self._owner = owner
         self.name = name
         self.by_layer = by_layer
+        self._layered = layered
         self._layer = layer
 
     def lengths(self) -> dict[Any, int]:
@@ -73,7 +76,7 @@ class Shelf:
 
     def _of_flat(self, held: Any) -> dict[Any, int]:
         if not held and not isinstance(held, torch.Tensor):
-            return {} if held is None else {self._layer(): 0}
+            return {} if held is None or self._layered else {self._layer(): 0}
         if isinstance(held, torch.Tensor):
             return {self._layer(): held.shape[0]}
         first = next(iter(held.values() if isinstance(held, Mapping) else held))
@@ -81,6 +84,47 @@ class Shelf:
             return {self._layer(): len(held)}
         entries = held.values() if isinstance(held, Mapping) else held
         return dict(Counter(held_layer(entry) for entry in list(entries)))
+
+    def _container(self, layer: Any) -> Any:
+        held = attributes(self._owner()).get(self.name)
+        if not self.by_layer:
+            return held
+        if isinstance(held, Mapping):
+            return held.get(layer)
+        if held is None or not isinstance(layer, int) or not 0 <= layer < len(held):
+            return None
+        return held[layer]
+
+    def ends(self, layer: Any) -> tuple[Any, ...]:
+        """The first and the last entry of a layer's container, and how many there are."""
+        entries = self._container(layer)
+        if not isinstance(entries, (list, deque)) or not entries:
+            return ()
+        return entries[0], entries[-1], len(entries)
+
+    def grew(self, layer: Any, before: tuple[Any, ...]) -> bool:
+        """Whether a store put its entry at an end, rather than in the place of another.
+
+        Args:
+            layer: that the store was about.
+            before: the `ends` before.
+        """
+        entries = self._container(layer)
+        if not isinstance(entries, (list, deque)) or not before or len(entries) < before[2]:
+            return True
+        if len(entries) > before[2]:
+            return True
+        first, last, count = before
+        each, total = self.capacities()
+        limit = each.get(layer) if isinstance(each, dict) else each
+        limit = total if limit is None else limit
+        if limit is not None and count < limit:
+            return False  # there was room
+        if count == 1:  # what was there made room
+            return True
+        return (entries[-1] is not last and entries[-2] is last) or (
+            entries[0] is not first and entries[1] is first
+        )
 
     def sizes(self) -> dict[Any, int | None]:
         """Bytes held now, by layer."""
@@ -91,11 +135,12 @@ class Shelf:
             pairs = held.items() if isinstance(held, Mapping) else enumerate(held)
             return {layer: bytes_of(entries) for layer, entries in list(pairs)}
         lengths = self._of_flat(held)
-        total = bytes_of(held)
-        if total is None or len(lengths) <= 1:
-            return dict.fromkeys(lengths, total)
-        count = sum(lengths.values())
-        return {layer: total * n // count for layer, n in lengths.items()}
+        if len(lengths) <= 1:
+            return dict.fromkeys(lengths, bytes_of(held))
+        sizes: dict[Any, int | None] = dict.fromkeys(lengths, 0)
+        for entry in list(held.values() if isinstance(held, Mapping) else held):
+            sizes[held_layer(entry)] += size_of(entry) or 0  # type: ignore[operator]
+        return sizes
 
     def capacities(self) -> tuple[dict[Any, int] | int | None, int | None]:
         """The limit of each layer (one for all, or by layer), and that of the whole."""
@@ -121,10 +166,10 @@ def find_shelf(
     named.sort(key=lambda name: (name != "layer_buffers", "layer" not in name))
     for name in named:
         if _is_by_layer(own[name], name, layered):
-            return Shelf(owner, name, True, layer)
+            return Shelf(owner, name, True, layered, layer)
     for name in named:
         if isinstance(own[name], (list, deque, dict)):
-            return Shelf(owner, name, False, layer)
+            return Shelf(owner, name, False, layered, layer)
     return None
 
 
