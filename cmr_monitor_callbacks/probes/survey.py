@@ -56,6 +56,11 @@ class Part:
     offers: frozenset[str] = field(repr=False, default=frozenset())
 
     @property
+    def is_module(self) -> bool:
+        """Whether it is a torch module, by its type: its own word of its class may be anything."""
+        return issubclass(type(self.value), nn.Module)
+
+    @property
     def still_there(self) -> bool:
         """Whether its place still holds it; cheap enough for every step."""
         try:

@@ -48,6 +48,11 @@ class Wrapped:
         return getattr, (self._owner(), self._name)
 
 
+def _pass_on(wrapped: Wrapped, /, *args: Any, **kwargs: Any) -> Any:
+    """A replaced method after its monitor has gone."""
+    return wrapped._function(wrapped._owner(), *args, **kwargs)
+
+
 class _Own:
     """A function that an object holds itself, and which is not given the object."""
 
@@ -93,7 +98,7 @@ class Wraps:
     """
 
     def __init__(self, codes: set[types.CodeType] | None = None) -> None:
-        self._made: list[tuple[Callable[[], Any], str, Any]] = []
+        self._made: list[tuple[Callable[[], Any], str, Any, Any]] = []
         self._codes = set() if codes is None else codes
 
     def __len__(self) -> int:
@@ -125,8 +130,8 @@ class Wraps:
             return False
         call = make(_weakly(function, ref) if weakly else _bound(function, owner))
         self._codes.add(call.__code__)
-        own[name] = _class_of(call)(ref, name, function)
-        self._made.append((ref, name, before))
+        wrapped = own[name] = _class_of(call)(ref, name, function)
+        self._made.append((ref, name, before, type(wrapped)))
         return True
 
     def undo(self, only: Any = None) -> None:
@@ -136,11 +141,13 @@ class Wraps:
             only: the object whose methods are put back; None: all.
         """
         kept = []
-        for ref, name, before in reversed(self._made):
+        for made in reversed(self._made):
+            ref, name, before, cls = made
             owner = ref()
             if only is not None and owner is not only:
-                kept.append((ref, name, before))
+                kept.append(made)
                 continue
+            cls.__call__ = _pass_on  # whoever holds it; what it closed over may go
             own = _dictionary(owner)
             if own is None or not isinstance(own.get(name), Wrapped):
                 continue

@@ -133,7 +133,7 @@ def _of_states_and_layer(function: Any) -> bool:
 
 def scorer(part: Part) -> ScorerWatch | None:
     """Recognise a module that scores the relevance of states."""
-    if not isinstance(part.value, nn.Module):
+    if not part.is_module:
         return None
     if inspect.getattr_static(part.value, "relevance_threshold", None) is None:
         return None

@@ -214,8 +214,8 @@ def reconstructor(part: Part) -> ReconstructionWatch | None:
         for name in sorted(part.offers)
         if _METHOD.match(name) and _takes_memories(method(value, name), False)
     ]
-    is_module = isinstance(value, nn.Module) and "forward" in part.offers
-    if is_module and _takes_memories(method(value, "forward"), True):
+    with_forward = part.is_module and "forward" in part.offers
+    if with_forward and _takes_memories(method(value, "forward"), True):
         return ReconstructionWatch(part, [])
     return ReconstructionWatch(part, methods) if methods else None
 
