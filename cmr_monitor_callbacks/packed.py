@@ -151,8 +151,6 @@ _ERRORS = [ROW["error_count"], ROW["operations"]]
 _CAPTURED, _STORED, _COUNTED = (
     ROW[name] for name in ("states_captured", "states_stored", "operations")
 )
-_HELD = [ROW[name] for name in ("entries_seen", "states_stored", "states_loaded")]
-"""Any of them says that a layer holds or has held entries."""
 _GAUGE_METRICS = [
     METRIC_ROW[name] for name in ("total_entries", "capacity", "utilization_rate", "memory_size_mb")
 ]
@@ -210,7 +208,7 @@ class Reader:
         # forward passes belong to no layer: the whole's errors stand over the whole's operations
         errors, operations = values[_ERRORS].sum(axis=1).tolist()
         out[_ERROR_RATE, 0] = errors / operations if operations > 0 else math.nan
-        _read_gauges(packed.values, run.values[_HELD].sum(axis=0), out)
+        _read_gauges(packed.values, run.values[ROW["entries_seen"]], out)
         out[_QUANTILES, 0] = quantiles(packed.histograms, _QS, packed.extremes)[_QUANTILE_AT]
         return out
 

@@ -145,8 +145,8 @@ class AutomaticAttachment:
     def _count_the_rest(self, model: nn.Module) -> None:
         """Read the counters that the model's objects keep, where nothing better is seen."""
         seen = self._better()
-        for part in survey(model) if self._config.poll else ():
-            known = self._watched.get(id(part.value), (part, []))[1]
+        for new in survey(model) if self._config.poll else ():
+            part, known = self._watched.get(id(new.value), (new, []))
             counted = any(isinstance(watch, CounterWatch) for watch in known)
             if dictionaries(part.value) and not counted and self._wanted(part.path):
                 watch = CounterWatch(part, seen)
@@ -279,8 +279,8 @@ class AutomaticAttachment:
             except Exception as error:
                 report.failed(f"reading {watch.path}", error)
         if "buffer" in report.kinds:
-            self._books.show(self._accounts())
             self._books.balance(self._accounts(), blind=blind)
+            self._books.show(self._accounts())
 
     def _settle(self) -> None:
         if "buffer" in self._report.kinds:

@@ -48,6 +48,7 @@ class Books:
         """Entries that were there before anybody counted."""
         self._new: list[tuple[Account, int, Callable[[Layer], float]]] = []
         self._shown: set[Layer] = set()
+        self._ever: set[Layer] = set()
         self._begun = False
 
     def open(self, account: Account) -> None:
@@ -118,9 +119,10 @@ class Books:
             self._shown.add(layer)
             limits = [h.capacity for h in holdings if h.capacity is not None]
             if layer is not None or not any(other is not None for other in found):
-                held = sum(h.held for h in holdings)
-                if held:  # whatever came since
-                    self._report.extend((at + ENTRIES, held))
+                held = any(h.held for h in holdings) or self._report.entered(layer)
+                if held and layer not in self._ever:  # a layer counts that has held any
+                    self._ever.add(layer)
+                    self._report.extend((at + ENTRIES, 1))
                 sizes = [h.nbytes for h in holdings if h.nbytes is not None]
                 self._report.extend((at + ENTRIES, sum(h.entries for h in holdings)))
                 if sizes or not holdings:

@@ -120,6 +120,10 @@ class Report:
         self.places: dict[Any, int | None] = {}
         """Where the places of the layers seen so far begin; see `place`."""
 
+    def entered(self, layer: Hashable | None) -> bool:
+        """Whether anything came into a layer, as far as this process was told until `came`."""
+        return self.column(layer) in self._ledger.entered
+
     def close(self) -> None:
         """Take nothing more: somebody may hold a method that was replaced."""
         self._open = False

@@ -75,7 +75,18 @@ class Ledger:
             TIMER_ROWS[kind][0]: partial(self._keep_last, f"{kind}_times")
             for kind in ("capture", "reconstruction")
         }
+        self._watch_nothing()
         self.clear()
+
+    def _watch_nothing(self) -> None:
+        self.came = np.zeros(self.layout.width)
+        """By column: entries that came less those that went, as far as the host was told; those of
+        a sanity check, which is thrown away, left out."""
+        self.entered: set[int] = set()
+        """Columns of layers into which anything came."""
+        self._live: tuple[list[int], list[int]] = [], []
+        self.recorder.spoken.clear()
+        self.recorder.unseen.clear()
 
     def clear(self) -> None:
         """Forget every number; layers, sinks and device rows stay."""
@@ -86,11 +97,7 @@ class Ledger:
         self.invalid_samples = 0
         self.dirty = False
         """Whether training's window in hand has anything in it."""
-        self.came = np.zeros(self.layout.width)
-        """By column: entries that came less those that went, as far as the host was told; those of
-        a sanity check, which is thrown away, left out."""
         self.recent_times = {}
-        self._live: tuple[list[int], list[int]] = [], []
         self._holds = Packed.empty(self.layout.width)
         self._train = StageStatistics(self.layout)
         self._other = self._train
@@ -99,6 +106,7 @@ class Ledger:
         """Forget every number and every layer; no probe may be attached."""
         self.layout = self.shared = Layout()
         self.cells = DeviceCells()
+        self._watch_nothing()
         self.clear()
 
     @property
@@ -153,6 +161,7 @@ class Ledger:
             moved_in = packed.values[_CAME].sum(axis=0) - packed.values[_WENT].sum(axis=0)
             moved_in[: len(self.came)] += self.came
             self.came = moved_in
+        self.entered.update(np.flatnonzero(packed.values[_CAME].any(axis=0)).tolist())
         # where a source is live and nothing went wrong, 0 is a number
         packed.samples[_WATCHED] += 1
         if self._live[0]:
