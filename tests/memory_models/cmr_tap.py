@@ -76,8 +76,9 @@ class CMRTap(Tally):
             self._inside["scored"] += len(hidden_states) * len(hidden_states[0])
         return call(scorer, hidden_states)
 
-    def _store(self, call: Any, buffer: Any, *, layer_idx: int, **more: Any) -> bool:
-        took, _ = self._within("store", call, buffer, layer_idx=layer_idx, **more)
+    def _store(self, call: Any, buffer: Any, *args: Any, **kwargs: Any) -> bool:
+        took, _ = self._within("store", call, buffer, *args, **kwargs)
+        layer_idx = kwargs["layer_idx"] if "layer_idx" in kwargs else args[1]
         if self.counts:
             self.add("states_attempted", layer_idx)
             self.add("states_captured", layer_idx)
