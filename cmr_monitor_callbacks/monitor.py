@@ -422,6 +422,7 @@ class CMRPerformanceMonitor:
         closed = ledger.close(step, self.clock.wall())
         ledger.enter("train")
         if stage == "sanity":
+            self._automatic.begin_anew()
             return
         window, time = ledger.settle(closed, statistics), closed.time
         exchanged = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from cmr_monitor_callbacks.probes.wrapping import hook
 Take = Callable[[Any, str, bool], bool]
 
 
+_LOOKED_AT = 64
+Noted = weakref.ref[Any] | list[weakref.ref[Any]] | None
 _PATIENCE = 8
 """Looks at a parameter that bring nothing, after which it is left alone."""
 
@@ -45,7 +48,7 @@ class ArgumentWatch:
     def _hook(
         self, ways: Ways, module: nn.Module, path: str, chosen: list[tuple[int, str]]
     ) -> None:
-        last: dict[str, int] = {}
+        last: dict[str, Noted] = {}
         looks = [0]
 
         def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -53,9 +56,9 @@ class ArgumentWatch:
                 value = kwargs.get(name)
                 if value is None and position < len(args):
                     value = args[position]
-                if value is None or last.get(name) == id(value):
+                if value is None or _still(last.get(name), value):
                     continue
-                last[name] = id(value)
+                last[name] = _noted(value)
                 looks[0] += 1
                 if self._offer(value, path, name):
                     looks[0] = 0
@@ -83,11 +86,28 @@ class ArgumentWatch:
             return any(
                 [
                     self._take(item, f"{inner}.{i}", False)
-                    for i, item in enumerate(value[:64])
+                    for i, item in enumerate(value[:_LOOKED_AT])
                     if not isinstance(item, _PLAIN)
                 ]
             )
         return not isinstance(value, (*_PLAIN, Mapping)) and self._take(value, path, True)
+
+
+def _noted(value: Any) -> Noted:
+    """What tells a value again without keeping it: an identity may be another's soon."""
+    try:
+        if isinstance(value, (list, tuple)):
+            return [weakref.ref(item) for item in value[:_LOOKED_AT]]
+        return weakref.ref(value)
+    except TypeError:
+        return None
+
+
+def _still(noted: Noted, value: Any) -> bool:
+    if isinstance(noted, list):
+        same = isinstance(value, (list, tuple)) and len(noted) == len(value[:_LOOKED_AT])
+        return same and all(ref() is item for ref, item in zip(noted, value, strict=False))
+    return noted is not None and noted() is value
 
 
 _PLAIN = (torch.Tensor, int, float, str, type(None))

@@ -282,6 +282,10 @@ class AutomaticAttachment:
             self._books.balance(self._accounts(), blind=blind)
             self._books.show(self._accounts())
 
+    def begin_anew(self) -> None:
+        """What buffers hold now is what they held at the start: what was before is thrown away."""
+        self._books.begin_anew(self._accounts())
+
     def _settle(self) -> None:
         if "buffer" in self._report.kinds:
             blind = self._report.distrust_what_is_compiled()

@@ -70,6 +70,14 @@ class Books:
                     self._offsets[layer] += count
         self._new.clear()
 
+    def begin_anew(self, accounts: Iterable[Account]) -> None:
+        """What is held now was there before anybody counted."""
+        came = self._report.came()
+        self.begin()
+        for layer, count in _held(accounts).items():
+            if self._report.place(layer) is not None:
+                self._offsets[layer] = count - came(layer)
+
     def close(self, account: Account) -> None:
         """A buffer was dropped, and its entries with it: they were cleared."""
         if not account.counts_moves:
@@ -89,11 +97,7 @@ class Books:
         report, came = self._report, self._report.came()
         self.begin()
         self._begun = True
-        held: dict[Layer, int] = {}
-        for account in accounts:
-            if account.counts_moves:
-                for layer, count in account.holds().items():
-                    held[layer] = held.get(layer, 0) + count
+        held = _held(accounts)
         for layer in {*held, *self._offsets, *report.places}:
             at = report.place(layer)
             if at is None:
@@ -129,3 +133,13 @@ class Books:
                     self._report.extend((at + BYTES, sum(sizes)))
             if limits and len(limits) == len(holdings):
                 self._report.extend((at + CAPACITY, sum(limits)))
+
+
+def _held(accounts: Iterable[Account]) -> dict[Layer, int]:
+    """Entries by layer in all buffers whose moves are counted."""
+    held: dict[Layer, int] = {}
+    for account in accounts:
+        if account.counts_moves:
+            for layer, count in account.holds().items():
+                held[layer] = held.get(layer, 0) + count
+    return held

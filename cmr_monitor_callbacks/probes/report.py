@@ -137,6 +137,11 @@ class Report:
                 self._ledger.distrust(_UNSEEN[kind])
         return self.blind["capture"][0]
 
+    @property
+    def stage(self) -> Any:
+        """What stands for the stage that is recorded now, and for no other."""
+        return self._ledger.current
+
     def place(self, layer: Hashable | None) -> int | None:
         """Where the places of a layer begin; None: that layer is not watched.
 

@@ -399,8 +399,9 @@ def test_what_changes_behind_the_buffers_back_is_loaded_or_cleared(tap: CMRTap) 
 
     with monitor.track_performance():
         buffer.layer_buffers = defaultdict(list, {1: [an_entry(1)], 4: [an_entry(4)]})
-    assert numbers("states_cleared") == {1: 3, 2: 2, 4: 2}
-    assert numbers("states_loaded") == {1: 1, 2: 1, 4: 3}
+    # entries are counted, not compared: past the buffer's methods the net is seen
+    assert numbers("states_cleared") == {1: 3, 2: 2, 4: 1}
+    assert numbers("states_loaded") == {1: 1, 2: 1, 4: 2}
     assert numbers("total_entries") == {1: 1, 4: 1}
 
     other = LayeredMemoryBuffer(50, 500)
@@ -408,8 +409,8 @@ def test_what_changes_behind_the_buffers_back_is_loaded_or_cleared(tap: CMRTap) 
         other._insert_entry(an_entry(layer))
     with monitor.track_performance():
         model.memory_buffer = model.memory_retriever.memory_buffer = other
-    assert numbers("states_cleared") == {1: 4, 2: 2, 4: 3}
-    assert numbers("states_loaded") == {1: 2, 2: 3, 4: 3}
+    assert numbers("states_cleared") == {1: 4, 2: 2, 4: 2}
+    assert numbers("states_loaded") == {1: 2, 2: 3, 4: 2}
     assert numbers("total_entries") == {1: 1, 2: 2}
 
     assert numbers("states_stored") == numbers("eviction_count") == numbers("clear_count") == {}

@@ -46,8 +46,9 @@ class CacheCounter:
         )
         self.there = self._stats is not None or type(owner.get("cache_hits")) is int
         self.live = False
-        self.waiting: dict[int, int] = {}
-        """By place, operations since the start; the counter may turn out to be a live one."""
+        self.waiting: dict[tuple[Any, int], int] = {}
+        """By stage and place, operations since the start; the counter may turn out to be a live
+        one."""
 
     def read(self) -> Any:
         """Its value now, from where it is now."""
@@ -144,19 +145,19 @@ class RetrievalWatch(BaseWatch):
         else:
             report.extend((at + _CALL, seconds, at + RETURNED, returned))
         if self._cache is not None:
-            self._add_cache(report.extend, self._cache, at, hits)
+            self._add_cache(report, self._cache, at, hits)
 
-    def _add_cache(self, extend: Any, cache: CacheCounter, at: int, before: Any) -> None:
-        hit = 1 if cache.read() > before else 0
+    def _add_cache(self, report: Report, cache: CacheCounter, at: int, before: Any) -> None:
+        hit = cache.read() > before
+        cache.live = cache.live or hit
         if not cache.live:
-            if not hit:
-                cache.waiting[at] = cache.waiting.get(at, 0) + 1
-                return
-            cache.live = True
-            for where, operations in cache.waiting.items():
-                extend((where + CACHE_OPERATIONS, operations, where + CACHE_HITS, 0))
-            cache.waiting.clear()
-        extend((at + (_HIT if hit else _MISS), 0))
+            key = report.stage, at
+            cache.waiting[key] = cache.waiting.get(key, 0) + 1
+            return
+        for key in [key for key in cache.waiting if key[0] is report.stage]:
+            waited = cache.waiting.pop(key)
+            report.extend((key[1] + CACHE_OPERATIONS, waited, key[1] + CACHE_HITS, 0))
+        report.extend((at + (_HIT if hit else _MISS), 0))
 
 
 def retriever(part: Part) -> RetrievalWatch | None:
