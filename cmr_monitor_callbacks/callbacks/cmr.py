@@ -22,6 +22,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
     current_step,
     log_every_n_steps,
     progress_bar_print,
+    say_at_start,
     tensorboard_writer,
 )
 from cmr_monitor_callbacks.callbacks.metrics_sink import CallbackMetricsSink
@@ -190,8 +191,9 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
                 "captured, stored, retrieved and reconstructed",
                 type(pl_module).__name__,
             )
-        if trainer.is_global_zero and (text := self.monitor.describe()):
-            logger.info("what is watched in %s:\n%s", type(pl_module).__name__, text)
+        text = self.monitor.describe()
+        if text:
+            say_at_start(f"CMRMonitorCallback watches {type(pl_module).__name__}:\n{text}")
 
     @_guarded
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,9 +9,15 @@ import importlib.util
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 Trainer = pl.Trainer
 LightningModule = pl.LightningModule
+
+
+def say_at_start(text: str) -> None:
+    """Say something once on rank 0, by the logger that shows what Lightning says of a run."""
+    rank_zero_info(text)
 
 
 def callback_bases() -> tuple[type, ...]:

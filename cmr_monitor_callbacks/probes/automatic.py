@@ -355,6 +355,10 @@ class AutomaticAttachment:
         watches = self._watches()
         lines = [f"  {name}: {text}" for name, text in sorted(self.sources().items())]
         unknown = [f"  not known: {w.path}: {text}" for w in watches for text in w.unknown]
+        if lines and self._model is not None and _is_compiled(self._model):
+            unknown.append(
+                "  not known: what the memory does inside compiled code; a CMRProbe can tell"
+            )
         return "\n".join([*lines, *unknown])
 
     def detach(self) -> None:
@@ -373,6 +377,14 @@ class AutomaticAttachment:
         self._passages = []
         self._samples = False
         self.outputs = {}
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None
+        or type(module).__name__ == "OptimizedModule"
+        for module in model.modules()
+    )
 
 
 def _has_monitor(model: nn.Module, own: Any) -> bool:

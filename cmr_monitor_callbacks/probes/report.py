@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable
 from types import CodeType
@@ -13,6 +14,7 @@ from torch import nn
 from cmr_monitor_callbacks.recording.ledger import Ledger
 from cmr_monitor_callbacks.recording.tally import PLACES
 
+logger = logging.getLogger(__name__)
 graph_task: Final = torch._C._current_graph_task_id
 """-1 outside of a backward: inside, a forward is the recompute of activation checkpointing."""
 compiling: Final = (
@@ -109,6 +111,7 @@ class Report:
         self.extend = self.tally.extend
         self.codes: set[CodeType] = set()
         """Of the functions that stand in for methods."""
+        self._told: set[str] = set()
         self._open = True
         self.settle: Callable[[], None] = lambda: None
         """Accounts for what came and went past the buffers' methods until now."""
@@ -133,6 +136,13 @@ class Report:
     def distrust_what_is_compiled(self) -> bool:
         """Take no more of kinds of which some calls are not seen; says if stores are among."""
         for kind, blind in self.blind.items():
+            if blind[0] and kind not in self._told:
+                self._told.add(kind)
+                logger.warning(
+                    "some calls of the %s are in compiled code, where they cannot be seen: there "
+                    "is no data of it; hold a CMRProbe there, or leave it out of the compiled code",
+                    kind,
+                )
             if blind[0]:
                 self._ledger.distrust(_UNSEEN[kind])
         return self.blind["capture"][0]
