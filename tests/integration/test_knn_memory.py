@@ -292,7 +292,7 @@ def test_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     net = network(tmp_path)
     memories = net.create_knn_memories(batch_size=ROWS)
-    before = [dict(vars(memory)) for memory in memories]
+    before = [{**vars(memory), "knns": list(memory.knns)} for memory in memories]
     methods = dict(vars(KNNMemory))
     monitor = watching(tap, model=net)
     retrieved = 0.0

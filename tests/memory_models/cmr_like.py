@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -516,6 +517,47 @@ class ScoreModel(nn.Module):
         self.buffer.store_state(states[0], "low", 0.5)
         for row in states:
             self.buffer.store_state(row, layer_idx="high", score=1.0)
+        return self.linear(states)
+
+
+class HeldModel(nn.Module):
+    """Stores in a buffer that it holds somewhere in ``holder``, and reaches by ``find``."""
+
+    def __init__(self, holder: Any, find: Callable[[], ScoreBuffer]) -> None:
+        super().__init__()
+        self.holder, self.find = holder, find
+        self.linear = nn.Linear(HIDDEN, HIDDEN)
+
+    def forward(self, states: Tensor) -> Tensor:
+        self.find().store_state(states[0], "low", 0.5)
+        return self.linear(states)
+
+
+class BufferReader(nn.Module):
+    """A reconstructor that is given the buffer and asks it; it says nothing of how it went."""
+
+    def forward(
+        self, hidden_states: Tensor, memory_buffer: LayeredMemoryBuffer, layer_idx: int
+    ) -> Tensor:
+        work(1)
+        for entry in memory_buffer.retrieve_by_layer(layer_idx, k=3):
+            hidden_states = hidden_states + entry.hidden_state
+        return hidden_states
+
+
+class PassedModel(nn.Module):
+    """Holds no memory: whoever calls it hands one over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader = BufferReader()
+        self.linear = nn.Linear(HIDDEN, HIDDEN)
+
+    def forward(self, states: Tensor, memory_buffer: LayeredMemoryBuffer) -> Tensor:
+        """Shape ``(rows, hidden)``."""
+        states = self.reader(states, memory_buffer=memory_buffer, layer_idx=3)
+        for position, row in enumerate(states):
+            memory_buffer.store_state(row, 3, position, 0.5 + position / 10)
         return self.linear(states)
 
 
