@@ -44,6 +44,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
+# Memory models of other people, for the tests alone.
+MODELS := $(VENV)/.models
+$(MODELS): $(STAMP) $(wildcard tests/memory_models/requirements*.txt)
+	@echo "Installing the memory models that the tests watch"
+	@$(PIP_INSTALL) --requirement tests/memory_models/requirements.txt
+	@$(PIP_INSTALL) --no-deps --requirement tests/memory_models/requirements-alone.txt
+	@touch $@
+
 .PHONY: demo
 demo: $(STAMP) ## Train the example for a minute or so, monitored
 	@$(PY) examples/train.py $(ARGS)
@@ -57,7 +65,7 @@ tensorboard: $(STAMP) ## Serve the newest run under runs/ on 127.0.0.1
 	exec $(PY) -m tensorboard.main --logdir "$$run" --host 127.0.0.1 --port $(PORT)
 
 .PHONY: test
-test: $(STAMP) ## Run the tests
+test: $(MODELS) ## Run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -q $(ARGS)
 
 .PHONY: check

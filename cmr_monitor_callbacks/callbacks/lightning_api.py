@@ -9,7 +9,7 @@ import importlib.util
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info
 
 Trainer = pl.Trainer
 LightningModule = pl.LightningModule

@@ -57,6 +57,7 @@ class AutomaticAttachment:
         self.ways = self._new_ways()
         self._watched: dict[int, tuple[Part, list[Watch]]] = {}
         self._extra: list[Watch] = []
+        self._reading: ReadingWatch | None = None
         self._arguments: ArgumentWatch | None = None
         self._model: nn.Module | None = None
         self._samples = False
@@ -170,7 +171,8 @@ class AutomaticAttachment:
         if config.poll:
             extra.append(CounterWatch(part_of(model, ""), seen, lambda: self.outputs))
         if config.read is not None:
-            extra.append(ReadingWatch(part_of(model, ""), config.read))
+            self._reading = ReadingWatch(part_of(model, ""), config.read)
+            self._install(self._reading)
         modules = dict(model.named_modules())
         paths = [part.path for part, _ in self._watched.values()]
         inner = {
@@ -233,6 +235,9 @@ class AutomaticAttachment:
     def _watches(self) -> list[Watch]:
         return [*(w for _, some in self._watched.values() for w in some), *self._extra]
 
+    def _sources(self) -> list[Watch]:
+        return [*([] if self._reading is None else [self._reading]), *self._watches()]
+
     def refresh(self) -> None:
         """Notice objects that were replaced; a few identity tests, cheap enough for every step."""
         if self._arguments is not None and self._arguments.fruitless:
@@ -274,13 +279,18 @@ class AutomaticAttachment:
         for key in [k for k, (_, some) in self._watched.items() if not some[0].alive]:
             del self._watched[key]
         for watch in self._watches():
-            try:
-                watch.poll()
-            except Exception as error:
-                report.failed(f"reading {watch.path}", error)
+            self._poll(watch)
         if "buffer" in report.kinds:
             self._books.balance(self._accounts(), blind=blind)
             self._books.show(self._accounts())
+        if self._reading is not None:  # the user's word on a gauge is the last
+            self._poll(self._reading)
+
+    def _poll(self, watch: Watch) -> None:
+        try:
+            watch.poll()
+        except Exception as error:
+            self._report.failed(f"reading {watch.path}", error)
 
     def begin_anew(self) -> None:
         """What buffers hold now is what they held at the start: what was before is thrown away."""
@@ -340,7 +350,7 @@ class AutomaticAttachment:
         """By component or metric, where its numbers come from; the first of several, and more."""
         self.changed = False
         found: dict[str, list[str]] = {}
-        for watch in self._watches():
+        for watch in self._sources():
             for name, text in watch.sources.items():
                 if name.startswith("#"):
                     name = STATISTICS[int(name[1:])].name
@@ -371,7 +381,7 @@ class AutomaticAttachment:
         self.ways = self._new_ways()
         self._watched.clear()
         self._extra.clear()
-        self._arguments = self._model = None
+        self._arguments = self._model = self._reading = None
         self._open_books()
         self._links.clear()
         self._passages = []

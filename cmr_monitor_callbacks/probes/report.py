@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from cmr_monitor_callbacks.packed import ROW
 from cmr_monitor_callbacks.recording.ledger import Ledger
 from cmr_monitor_callbacks.recording.tally import PLACES
 
@@ -78,6 +79,9 @@ class Scope(threading.local):
     def __init__(self) -> None:
         self.now = UnderWay()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scope, ()  # in another process nothing is under way
+
 
 class Report:
     """Gives watches their places in the tally.
@@ -134,7 +138,8 @@ class Report:
         self.kinds = frozenset()
 
     def distrust_what_is_compiled(self) -> bool:
-        """Take no more of kinds of which some calls are not seen; says if stores are among."""
+        """Take no more of kinds of which some calls are not seen; says if stores are
+        among them."""
         for kind, blind in self.blind.items():
             if blind[0] and kind not in self._told:
                 self._told.add(kind)
@@ -145,7 +150,18 @@ class Report:
                 )
             if blind[0]:
                 self._ledger.distrust(_UNSEEN[kind])
-        return self.blind["capture"][0]
+        # what a probe says of captures is not what the watches count
+        return self.blind["capture"][0] or "capture" in self._ledger.recorder.spoken
+
+    def put(self, at: int, statistic: str, number: float) -> None:
+        """Put a number where it belongs; for what is not in every step.
+
+        Args:
+            at: what `place` gives for a layer.
+            statistic: its name in ``catalogue.STATISTICS``; a gauge keeps the last, others add.
+            number: finite, and at least 0.
+        """
+        self.extend((at + ROW[statistic], number))
 
     @property
     def stage(self) -> Any:
