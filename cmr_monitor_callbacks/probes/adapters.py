@@ -15,6 +15,7 @@ from cmr_monitor_callbacks.probes.watches.base import Watch
 from cmr_monitor_callbacks.probes.watches.buffer import buffer
 from cmr_monitor_callbacks.probes.watches.capture import capture, scorer
 from cmr_monitor_callbacks.probes.watches.fast_weights import fast_weights
+from cmr_monitor_callbacks.probes.watches.fifo import fifo
 from cmr_monitor_callbacks.probes.watches.indexed import indexed
 from cmr_monitor_callbacks.probes.watches.reconstruction import reconstructor
 from cmr_monitor_callbacks.probes.watches.retrieval import retriever
@@ -22,7 +23,15 @@ from cmr_monitor_callbacks.probes.watches.retrieval import retriever
 GROUP = "cmr_monitor_callbacks.adapters"
 Adapter = Callable[[Part], Watch | None]
 
-MEMORIES: tuple[Adapter, ...] = (indexed, fast_weights, buffer, reconstructor, scorer, retriever)
+MEMORIES: tuple[Adapter, ...] = (
+    indexed,
+    fast_weights,
+    buffer,
+    reconstructor,
+    scorer,
+    retriever,
+    fifo,
+)
 """What an object is, at most one of these."""
 BESIDES: tuple[Adapter, ...] = (capture,)
 """What it may be as well."""

@@ -21,6 +21,7 @@ from cmr_monitor_callbacks.probes.watches.base import Watch, Ways
 from cmr_monitor_callbacks.probes.watches.buffer import BufferWatch
 from cmr_monitor_callbacks.probes.watches.capture import CaptureWatch, ScorerWatch
 from cmr_monitor_callbacks.probes.watches.counters import CounterWatch, dictionaries
+from cmr_monitor_callbacks.probes.watches.fifo import FifoWatch
 from cmr_monitor_callbacks.probes.watches.indexed import IndexedWatch
 from cmr_monitor_callbacks.probes.watches.passage import PassageWatch, passages
 from cmr_monitor_callbacks.probes.watches.readings import ReadingWatch
@@ -31,6 +32,7 @@ from cmr_monitor_callbacks.probes.wrapping import Wraps
 
 logger = logging.getLogger(__name__)
 _COUNTED = (BufferWatch, IndexedWatch)
+_HOLDING = (*_COUNTED, FifoWatch)
 
 
 class AutomaticAttachment:
@@ -306,7 +308,7 @@ class AutomaticAttachment:
             watch
             for _, watches in self._watched.values()
             for watch in watches
-            if isinstance(watch, _COUNTED)
+            if isinstance(watch, _HOLDING)
         ]
 
     def sample(self, on: bool) -> None:

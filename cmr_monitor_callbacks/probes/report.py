@@ -138,8 +138,11 @@ class Report:
         self.kinds = frozenset()
 
     def distrust_what_is_compiled(self) -> bool:
-        """Take no more of kinds of which some calls are not seen; says if stores are
-        among them."""
+        """Take no more of kinds of which some calls are not seen.
+
+        Returns:
+            whether what is stored is among them.
+        """
         for kind, blind in self.blind.items():
             if blind[0] and kind not in self._told:
                 self._told.add(kind)
