@@ -203,6 +203,7 @@ class Report:
 
     def came(self) -> Callable[[Hashable | None], float]:
         """Entries that came less those that went until now, as a function of the layer."""
+        self._ledger.keeps_books = True
         self._ledger.fold()
         came = self._ledger.came.copy()
 

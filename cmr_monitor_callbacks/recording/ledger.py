@@ -84,6 +84,8 @@ class Ledger:
         a sanity check, which is thrown away, left out."""
         self.entered: set[int] = set()
         """Columns of layers into which anything came."""
+        self.keeps_books = False
+        """Whether anybody asks for the two."""
         self._live: tuple[list[int], list[int]] = [], []
         self.recorder.spoken.clear()
         self.recorder.unseen.clear()
@@ -157,11 +159,8 @@ class Ledger:
         self.events += events
         if self.stage == "train":
             self.dirty = self.dirty or events > 0
-        if self.stage != "sanity":
-            moved_in = packed.values[_CAME].sum(axis=0) - packed.values[_WENT].sum(axis=0)
-            moved_in[: len(self.came)] += self.came
-            self.came = moved_in
-        self.entered.update(np.flatnonzero(packed.values[_CAME].any(axis=0)).tolist())
+        if self.keeps_books:
+            self._keep_books(packed)
         # where a source is live and nothing went wrong, 0 is a number
         packed.samples[_WATCHED] += 1
         if self._live[0]:
@@ -172,6 +171,13 @@ class Ledger:
             self._on_invalid(sample)
         self.recorder.invalid.clear()
         self.current.fold(packed, reads)
+
+    def _keep_books(self, packed: Packed) -> None:
+        if self.stage != "sanity":
+            came = packed.values[_CAME].sum(axis=0) - packed.values[_WENT].sum(axis=0)
+            came[: len(self.came)] += self.came
+            self.came = came
+        self.entered.update(np.flatnonzero(packed.values[_CAME].any(axis=0)).tolist())
 
     def close(self, step: int, time: float) -> ClosedWindow:
         """End the current stage's window."""
