@@ -168,7 +168,7 @@ def polled(times: int) -> float:
         for _ in range(64):
             model.memory_buffer.store_state(torch.zeros(8), layer)
     monitor = CMRPerformanceMonitor(alert_config=QUIET, model=model)
-    watch = next(iter(monitor._automatic._watched.values()))[1][0]
+    watch = next(iter(monitor._listening.automatic._watched.values()))[1][0]
 
     found: list[int] = []
 

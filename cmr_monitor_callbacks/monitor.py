@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -33,18 +32,16 @@ from cmr_monitor_callbacks.distributed import (
     reasons,
     steps_between,
 )
-from cmr_monitor_callbacks.errors import CMRMonitorError, LayerError, MonitorFailure
-from cmr_monitor_callbacks.health import HealthReport, Transition
+from cmr_monitor_callbacks.errors import CMRMonitorError, LayerError
+from cmr_monitor_callbacks.failures import Failures
+from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.packed import ROW, Packed
-from cmr_monitor_callbacks.probes.attachment import Attachment
-from cmr_monitor_callbacks.probes.automatic import AutomaticAttachment
-from cmr_monitor_callbacks.probes.link import Link
-from cmr_monitor_callbacks.probes.report import Report
+from cmr_monitor_callbacks.probes.listening import Listening
 from cmr_monitor_callbacks.ranks import own_seconds, straggler
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
-from cmr_monitor_callbacks.sinks import Sink, TagTable, WindowReport, rank_scalars
+from cmr_monitor_callbacks.sinks import Outlet, Sink
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -97,7 +94,6 @@ class CMRPerformanceMonitor:
         self.clock: Clock = clock or SystemClock()
         self.window_steps = self.config.log_every_n_steps or DEFAULT_WINDOW
         self._interval = self.config.metric_collection_interval
-        self.sinks: list[Sink] = []
         keep = self.config.max_history_size
         self.alerts = AlertDesk(
             self.alert_config,
@@ -105,35 +101,24 @@ class CMRPerformanceMonitor:
             self.config.health_check_interval,
             keep,
         )
-        self.error_log: deque[str] = deque(maxlen=keep)
-        """Errors and rejected values as text, the newest last."""
+        self._failures = Failures(keep, raises=self.config.on_monitor_error == "raise")
+        self._outlet = Outlet(self.config, self.guard)
         self._kinds = frozenset(name for name in COMPONENTS if self.config.watches_component(name))
         self._times_steps = "timing" in self._kinds
         self._ledger = Ledger(keep, self._note_invalid)
         self._steps = self._ledger.recorder.steps
-        self._attachment = Attachment(
-            self._ledger, self._kinds, self.config.watches_layer, self._note_error
-        )
-        self._automatic = AutomaticAttachment(
-            partial(
-                Report,
-                self._ledger,
-                self._kinds,
-                self.config.watches_layer,
-                self.clock.monotonic,
-                self._count_error,
-                self.note_failure,
-            ),
+        self._listening = Listening(
+            self._ledger,
+            self._kinds,
+            self.config.watches_layer,
             self.probes_config,
-            self.record_capture,
-            self.record_reconstruction,
+            self.clock.monotonic,
+            self._failures,
+            self._step_under_way,
+            (self.record_capture, self.record_reconstruction),
         )
-        self._watches = False
-        """Whether anything is watched automatically."""
-        self._sources = self._find_sources()
         self._live = self.config.enable_real_time
         self._held = 0
-        self._shown: tuple[list[str], list[float], int]
         self._ranks = RankSession(
             self.config.reduction, self.config.flat_up_to_ranks, self.config.reduction_timeout
         )
@@ -146,8 +131,6 @@ class CMRPerformanceMonitor:
         self._next_end = 0
         self.on_decision: Callable[[str, str], None] | None = None
         """Told ``stop`` or ``checkpoint`` and the reason, on all ranks at the same step."""
-        self._known_failures: set[str] = set()
-        self._tables: dict[str, tuple[Any, TagTable]] = {}
         self._closed: ClosedWindow | None = None
         self._last_end: float | None = None
         self.current_step = -1
@@ -167,24 +150,11 @@ class CMRPerformanceMonitor:
         Raises:
             LayerError: two layers would be shown under one name.
         """
-        if self.probes_config.explicit:
-            self._attachment.attach(model)
-        automatic = self.probes_config.automatic
-        if automatic or (automatic is None and not len(self._attachment)):
-            self._automatic.attach(model, self)
-        self._watches = bool(self._automatic)
-        self._sources = self._find_sources()
-        return len(self._attachment) + len(self._automatic)
+        return self._listening.attach(model, self)
 
     def refresh(self) -> None:
         """Before a step: notice objects of the model that were replaced since the last."""
-        if not self._watches:
-            return
-        try:
-            self._automatic.refresh()
-            self._automatic.sample(self._begins_last_step())
-        except Exception as error:
-            self.note_failure("looking for replaced objects", error)
+        self._listening.refresh(sample=self._begins_last_step())
 
     def _begins_last_step(self) -> bool:
         """Whether the step that begins is a window's last; its first, where nobody knows."""
@@ -194,17 +164,15 @@ class CMRPerformanceMonitor:
 
     def take_outputs(self, outputs: Any) -> None:
         """Note the statistics that a training step returned, as numbers; nothing is kept alive."""
-        if self._watches and type(outputs) is dict:
-            with self.guard("reading what the step returned"):
-                self._automatic.take_outputs(outputs)
+        self._listening.take_outputs(outputs)
 
     def describe(self) -> str:
         """What each number comes from, in lines; '' where nothing is watched."""
-        return self._automatic.describe()
+        return self._listening.automatic.describe()
 
     def place_cells(self, device: torch.device) -> None:
         """Make room for numbers that live on a device, before the first compiled call."""
-        self._attachment.place_cells(device)
+        self._listening.place_cells(device)
 
     def set_gate(self, is_open: bool) -> None:
         """Let compiled code count (forward), or not (backward, where it runs as a recompute)."""
@@ -217,21 +185,7 @@ class CMRPerformanceMonitor:
 
     def detach(self) -> None:
         """Stop listening; the model is as it was before."""
-        self._poll(begun=False)
-        self._attachment.detach()
-        self._automatic.detach()
-
-    def _poll(self, *, begun: bool = True) -> None:
-        """Read what the model holds.
-
-        Args:
-            begun: whether that may begin a window; else only one that has begun gets it.
-        """
-        if self._automatic and (begun or self._ledger.dirty or self._ledger.recorder.pending):
-            with self.guard("reading the model"):
-                self._automatic.poll()
-            if self._automatic.changed:
-                self._sources = self._find_sources()
+        self._listening.detach()
 
     # -- recording --------------------------------------------------------------------------
 
@@ -275,7 +229,7 @@ class CMRPerformanceMonitor:
             states_captured: states taken; no data where omitted.
             states_attempted: states tried; no data where omitted.
         """
-        told = self._automatic.tells()
+        told = self._listening.automatic.tells()
         if "calls" in told:
             return  # who tells of its calls is seen calling
         fields: tuple[Any, ...] = (states_attempted, states_captured, states_stored)
@@ -293,7 +247,7 @@ class CMRPerformanceMonitor:
             memories_used: memories read; 0: it did nothing.
             reconstruction_time: duration in seconds.
         """
-        if "reconstruction" in self._automatic.tells():
+        if "reconstruction" in self._listening.automatic.tells():
             return
         self._record("reconstruction", layer_idx, (memories_used, None, reconstruction_time))
 
@@ -337,7 +291,7 @@ class CMRPerformanceMonitor:
     def close_window(self) -> None:
         """End the training window in hand; its snapshot comes as soon as its numbers are here."""
         start = self.clock.monotonic()
-        self._poll()
+        self._listening.poll()
         self._publish()
         closed = self._ledger.close(self.current_step, self.clock.wall())
         if self._ranks.exchange is not None:
@@ -359,8 +313,7 @@ class CMRPerformanceMonitor:
             self._publish()
             return self.shown()
         snapshot = self._snapshot_now()
-        tags, values, whole = self._table(snapshot).scalars(snapshot)
-        return tags[:whole], values[:whole]
+        return self._outlet.whole(snapshot)
 
     def settle(self) -> None:
         """Publish a window that has ended, waiting for its numbers; on all ranks at once."""
@@ -368,11 +321,10 @@ class CMRPerformanceMonitor:
 
     def shown(self) -> tuple[list[str], list[float]]:
         """Tags and values of the whole model as they were shown last; the score from the start."""
-        tags, values, whole = self._shown
-        return tags[:whole], values[:whole]
+        return self._outlet.shown
 
     def _snapshot_now(self) -> Snapshot:
-        self._poll()
+        self._listening.poll()
         reading = self._ledger.peek()
         step, time = self.current_step, self.clock.wall()
         return self._snapshot("train", reading, step, time, own=self.health.numbers())
@@ -391,9 +343,7 @@ class CMRPerformanceMonitor:
         if self._publish(last=True):  # a checkpoint took that window
             self.close_window()
             self._publish(last=True)
-        for sink in self.sinks:
-            with self.guard(type(sink).__name__):
-                sink.flush()
+        self._outlet.flush()
 
     def enter_stage(self, stage: str) -> None:
         """What is recorded from now on belongs to ``stage``; on all ranks at once.
@@ -403,7 +353,7 @@ class CMRPerformanceMonitor:
         """
         if self._ranks.exchange is not None:
             self._publish()
-        self._poll(begun=False)
+        self._listening.poll(begun=False)
         self._ledger.enter(stage)
 
     def leave_stage(self, step: int) -> None:
@@ -418,11 +368,11 @@ class CMRPerformanceMonitor:
         stage, statistics = ledger.stage, ledger.current
         if stage == "train":
             return
-        self._poll()
+        self._listening.poll()
         closed = ledger.close(step, self.clock.wall())
         ledger.enter("train")
         if stage == "sanity":
-            self._automatic.begin_anew()
+            self._listening.automatic.begin_anew()
             return
         window, time = ledger.settle(closed, statistics), closed.time
         exchanged = None
@@ -434,7 +384,7 @@ class CMRPerformanceMonitor:
         reading = self._finish(window, statistics, exchanged)
         snapshot = self._snapshot(stage, reading, step, time, own={})
         self.snapshots[stage] = snapshot
-        self._emit(snapshot, HealthReport(), ())
+        self._outlet.emit(snapshot, HealthReport(), ())
 
     def _publish_if_due(self) -> None:
         if self._ranks.exchange is None:
@@ -493,7 +443,7 @@ class CMRPerformanceMonitor:
         transitions = self.alerts.judge(snapshot, self.windows)
         own.update(self.alerts.report.numbers())  # the snapshot holds this very mapping
         self.snapshot = snapshot
-        self._emit(snapshot, self.alerts.report, transitions)
+        self._outlet.emit(snapshot, self.alerts.report, transitions)
         if exchanged is not None:
             self._votes = {
                 kind: reason
@@ -529,7 +479,7 @@ class CMRPerformanceMonitor:
             counters=reading.counters,
             window=reading.window,
             own=own,
-            sources=self._sources,
+            sources=self._listening.sources,
             recent_times=self._ledger.recent_times,
             by_rank=reading.by_rank,
             run_by_rank=reading.run_by_rank,
@@ -637,31 +587,6 @@ class CMRPerformanceMonitor:
             text = f"{error}; from now on the numbers of this rank are its own"
             self.note_failure("reduction", ExchangeError(text))
 
-    def _emit(
-        self, snapshot: Snapshot, health: HealthReport, transitions: Sequence[Transition]
-    ) -> None:
-        tags, values, whole = self._table(snapshot).scalars(snapshot)
-        if snapshot.stage == "train":
-            self._shown = tags, values, whole
-        rank_tags, rank_values = rank_scalars(snapshot)
-        if rank_tags:
-            tags, values = [*tags, *rank_tags], [*values, *rank_values]
-        report = WindowReport(snapshot, health, transitions, tags, values, whole)
-        for sink in self.sinks:
-            with self.guard(type(sink).__name__):
-                sink.write(report)
-
-    def _table(self, snapshot: Snapshot) -> TagTable:
-        layers, stage = snapshot.layer_ids, snapshot.stage
-        known = self._tables.get(stage)
-        if known is None or known[0] != layers:
-            known = (
-                layers,
-                TagTable(stage, layers, self.config.layer_metrics, self.config.whole_metrics),
-            )
-            self._tables[stage] = known
-        return known[1]
-
     def _own_numbers(self, reading: Reading, exchanged: Exchanged | None) -> dict[str, float]:
         window = reading.statistics
         spent, step, wait = (
@@ -699,13 +624,6 @@ class CMRPerformanceMonitor:
             own["straggler_ratio"] = found.ratio
             if found.to_best == found.to_best:
                 own["straggler_to_best"] = found.to_best
-
-    def _find_sources(self) -> dict[str, str]:
-        explicit = self._attachment.source()
-        names = ("capture", "reconstruction", "buffer", "retrieval", "errors")
-        sources = {name: explicit for name in names if explicit}
-        own = {"timing": "timer:steps", "model": "batch:shapes", "monitor": "self"}
-        return {**self._automatic.sources(), **sources, **own}
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -760,7 +678,7 @@ class CMRPerformanceMonitor:
         self.snapshots: dict[str, Snapshot] = {}
         self.current_step = -1
         self.windows = 0
-        self.failures = 0
+        self._failures.count = 0
         self._window_begin = -1
         self._sent = self._undecided = self._best = None
         self._votes = {}
@@ -770,7 +688,7 @@ class CMRPerformanceMonitor:
         self._closed = None
         self._last_end = None
         self._window_start = self.clock.monotonic()
-        self._shown = ["cmr_health/score"], [100.0], 1
+        self._outlet.forget()
 
     def start_over(self) -> None:
         """Forget every number, alert and layer, as for another model; let go of this one first."""
@@ -817,7 +735,7 @@ class CMRPerformanceMonitor:
         self.windows = state["windows"]
         self._window_begin = state["step"]
         if first:
-            self.failures = state["failures"]
+            self._failures.count = state["failures"]
             self._ledger.events = state["events"]
             self._ledger.invalid_samples = state["invalid_samples"]
         missing = state["step"] - state["window_end"]
@@ -828,22 +746,34 @@ class CMRPerformanceMonitor:
                 state["window_end"] + 1,
                 state["step"],
             )
-        shown = state["shown"]
-        self._shown = list(shown), list(shown.values()), len(shown)
+        self._outlet.restore(state["shown"])
         if self.windows:
             self.snapshot = self._snapshot_now()
 
     # -- what goes wrong --------------------------------------------------------------------
 
-    @contextmanager
-    def guard(self, where: str) -> Iterator[None]:
+    @property
+    def failures(self) -> int:
+        """The monitor's own failures."""
+        return self._failures.count
+
+    @property
+    def error_log(self) -> deque[str]:
+        """Errors and rejected values as text, the newest last."""
+        return self._failures.log
+
+    @property
+    def sinks(self) -> list[Sink]:
+        """Where numbers go."""
+        return self._outlet.sinks
+
+    @sinks.setter
+    def sinks(self, sinks: list[Sink]) -> None:
+        self._outlet.sinks = sinks
+
+    def guard(self, where: str) -> AbstractContextManager[None]:
         """The monitor's own failure must not end training: count it, say it once, go on."""
-        try:
-            yield
-        except MonitorFailure:
-            raise
-        except Exception as error:
-            self.note_failure(where, error)
+        return self._failures.guard(where)
 
     def note_failure(self, where: str, error: Exception) -> None:
         """Count a failure of the monitor itself.
@@ -851,46 +781,14 @@ class CMRPerformanceMonitor:
         Raises:
             MonitorFailure: ``on_monitor_error`` is ``raise``.
         """
-        self.failures += 1
-        text = f"{where}: {type(error).__name__}: {error}"
-        self.error_log.append(text)
-        if self.config.on_monitor_error == "raise":
-            raise MonitorFailure(text) from error
-        if text not in self._known_failures and len(self._known_failures) < 100:
-            self._known_failures.add(text)
-            expected = isinstance(error, ExchangeError)  # that ranks fail is no fault in the code
-            logger.error(
-                "the monitor failed in %s; training goes on",
-                text,
-                exc_info=None if expected else error,
-            )
+        self._failures.note(where, error)
 
-    def _note_error(self, link: Link, exc: BaseException) -> None:
-        self._log_error(link.probe.layer, exc)
-
-    def _count_error(self, layer: Hashable | None, exc: BaseException) -> None:
-        if layer is not None and self.config.watches_layer(layer):
-            column = self._ledger.layout.column(layer)
-        else:
-            column = 0
-        self._ledger.recorder.add_any("errors", column, (1, None, None))
-        self._log_error(layer, exc)
-
-    def _log_error(self, layer: Hashable | None, exc: BaseException) -> None:
-        text = f"layer {layer}: {type(exc).__name__}: {_message(exc)}"
-        self.error_log.append(f"step {self.current_step + 1}: {text}"[:500])
+    def _step_under_way(self) -> int:
+        return self.current_step + 1
 
     def _note_invalid(self, sample: InvalidSample) -> None:
         layers = (None, *self._ledger.layout.layers)
         self.error_log.append(
-            f"step {self.current_step + 1}: layer {layers[sample.column]}: {sample.component}."
-            f"{sample.field} is {sample.reason}: {sample.value}"
+            f"step {self._step_under_way()}: layer {layers[sample.column]}: "
+            f"{sample.component}.{sample.field} is {sample.reason}: {sample.value}"
         )
-
-
-def _message(exc: BaseException) -> str:
-    """An exception's text, whatever its ``__str__`` does."""
-    try:
-        return str(exc)
-    except Exception:
-        return "(no text)"

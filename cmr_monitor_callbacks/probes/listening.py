@@ -1,0 +1,143 @@
+"""All ways in which one monitor listens to a model: its probes, and what is watched without any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from cmr_monitor_callbacks.config import ProbesConfig
+from cmr_monitor_callbacks.failures import Failures
+from cmr_monitor_callbacks.probes.attachment import Attachment
+from cmr_monitor_callbacks.probes.automatic import AutomaticAttachment
+from cmr_monitor_callbacks.probes.link import Link
+from cmr_monitor_callbacks.probes.report import Report
+from cmr_monitor_callbacks.probes.watches.seam import Told
+from cmr_monitor_callbacks.recording.ledger import Ledger
+
+_PROBED = ("capture", "reconstruction", "buffer", "retrieval", "errors")
+
+
+class Listening:
+    """Attaches to a model, reads it, and lets it go.
+
+    Args:
+        ledger: where numbers go.
+        kinds: components that are collected.
+        watches_layer: says whether a layer is watched.
+        config: what is allowed.
+        now: a clock, in seconds.
+        failures: told of the model's errors, and where a watch itself fails.
+        step: gives the step that is under way.
+        told: what is done with ``record_capture`` and ``record_reconstruction``.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        kinds: frozenset[str],
+        watches_layer: Callable[[Hashable | None], bool],
+        config: ProbesConfig,
+        now: Callable[[], float],
+        failures: Failures,
+        step: Callable[[], int],
+        told: tuple[Told, Told],
+    ) -> None:
+        self._ledger = ledger
+        self._watches_layer = watches_layer
+        self._config = config
+        self._failures = failures
+        self._step = step
+        self._probes = Attachment(ledger, kinds, watches_layer, self._note_error)
+        new_report = partial(
+            Report, ledger, kinds, watches_layer, now, self._count_error, failures.note
+        )
+        self.automatic = AutomaticAttachment(new_report, config, *told)
+        self._watching = False
+        self.sources: dict[str, str] = {}
+        """By metric or component, where its numbers come from."""
+        self._find_sources()
+
+    def attach(self, model: nn.Module, own_monitor: Any) -> int:
+        """Listen to the probes of a model, or watch it; what is attached already stays so.
+
+        Args:
+            model: what to listen to.
+            own_monitor: whose this is; a model may hold it as its ``performance_monitor``.
+
+        Returns:
+            number of probes and of objects of the model that are listened to.
+
+        Raises:
+            LayerError: two layers would be shown under one name.
+        """
+        if self._config.explicit:
+            self._probes.attach(model)
+        automatic = self._config.automatic
+        if automatic or (automatic is None and not len(self._probes)):
+            self.automatic.attach(model, own_monitor)
+        self._watching = bool(self.automatic)
+        self._find_sources()
+        return len(self._probes) + len(self.automatic)
+
+    def detach(self) -> None:
+        """Stop listening; the model is as it was before."""
+        self.poll(begun=False)
+        self._probes.detach()
+        self.automatic.detach()
+        self._watching = False
+
+    def refresh(self, *, sample: bool) -> None:
+        """Before a step: notice objects that were replaced since the last.
+
+        Args:
+            sample: whether what is not looked at in every step is looked at in this one.
+        """
+        if not self._watching:
+            return
+        try:
+            self.automatic.refresh()
+            self.automatic.sample(sample)
+        except Exception as error:
+            self._failures.note("looking for replaced objects", error)
+
+    def take_outputs(self, outputs: Any) -> None:
+        """Note the statistics that a training step returned, as numbers; nothing is kept alive."""
+        if self._watching and type(outputs) is dict:
+            with self._failures.guard("reading what the step returned"):
+                self.automatic.take_outputs(outputs)
+
+    def poll(self, *, begun: bool = True) -> None:
+        """Read what the model holds.
+
+        Args:
+            begun: whether that may begin a window; else only one that has begun gets it.
+        """
+        if self._watching and (begun or self._ledger.dirty or self._ledger.recorder.pending):
+            with self._failures.guard("reading the model"):
+                self.automatic.poll()
+            if self.automatic.changed:
+                self._find_sources()
+
+    def place_cells(self, device: torch.device) -> None:
+        """Make room for numbers that live on a device, before the first compiled call."""
+        self._probes.place_cells(device)
+
+    def _find_sources(self) -> None:
+        explicit = self._probes.source()
+        probed: Mapping[str, str] = dict.fromkeys(_PROBED, explicit) if explicit else {}
+        own = {"timing": "timer:steps", "model": "batch:shapes", "monitor": "self"}
+        self.sources = {**self.automatic.sources(), **probed, **own}
+
+    def _note_error(self, link: Link, exc: BaseException) -> None:
+        self._failures.log_error(self._step(), link.probe.layer, exc)
+
+    def _count_error(self, layer: Hashable | None, exc: BaseException) -> None:
+        column = 0
+        if layer is not None and self._watches_layer(layer):
+            column = self._ledger.layout.column(layer)
+        self._ledger.recorder.add_any("errors", column, (1, None, None))
+        self._failures.log_error(self._step(), layer, exc)
