@@ -63,6 +63,16 @@ RECORDS: Final[dict[str, tuple[str, ...]]] = {
 UNIT_INTERVAL: Final = frozenset({"quality"})
 """Fields that must lie in 0..1."""
 
+NONFINITE: Final[dict[tuple[str, str], str]] = {
+    **{
+        (kind, field): f"nonfinite_{kind}_{field}"
+        for kind in ("capture", "reconstruction", "buffer", "retrieval")
+        for field in RECORDS[kind]
+    },
+    ("similarity", "similarity"): "nonfinite_similarity",
+}
+"""Statistic that counts the values of a field that were not taken because not finite."""
+
 REAL_FIELDS: Final = UNIT_INTERVAL | {
     "seconds",
     "memories_used",
@@ -157,6 +167,7 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         "batch_optimizations",
         "prefetch_hits",
     ),
+    *_statistics("nonfinite", Store.COUNT, *NONFINITE.values()),
 )
 
 TIMERS: Final[tuple[tuple[str, str], ...]] = (

@@ -3,13 +3,15 @@
 CMRMonitorError
 ├── ConfigError      a setting is wrong; raised before training starts
 ├── LayerError       layer ids that cannot be told apart
-└── MonitorFailure   the monitor itself failed, with ``on_monitor_error: raise``
+├── MonitorFailure   the monitor itself failed, with ``on_monitor_error: raise``
+└── CriticalAlert    an alert fired whose rule says ``actions: [raise]``
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class CMRMonitorError(Exception):
@@ -26,6 +28,21 @@ class LayerError(CMRMonitorError, ValueError):
 
 class MonitorFailure(CMRMonitorError, RuntimeError):
     """The monitor failed and ``on_monitor_error: raise`` asked to hear of it."""
+
+
+class CriticalAlert(CMRMonitorError, RuntimeError):
+    """An alert fired whose rule asks to end the run.
+
+    Attributes:
+        numbers: the window's numbers, as `Snapshot.to_dict` gives them.
+    """
+
+    def __init__(self, message: str, numbers: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, numbers)
+        self.numbers = dict(numbers or {})
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def nearest(name: object, allowed: Iterable[str]) -> str:

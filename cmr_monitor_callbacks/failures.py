@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
-from cmr_monitor_callbacks.errors import CMRMonitorError, MonitorFailure
+from cmr_monitor_callbacks.errors import CMRMonitorError, CriticalAlert, MonitorFailure
 
 logger = logging.getLogger(__name__)
 _SAID_AT_MOST = 100
@@ -42,7 +42,7 @@ class Failures:
         """The monitor's own failure must not end training: count it, say it once, go on."""
         try:
             yield
-        except MonitorFailure:
+        except (MonitorFailure, CriticalAlert):
             raise
         except Exception as error:
             self.note(where, error)

@@ -18,10 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cmr_monitor_callbacks.alerts import AlertDesk
+from cmr_monitor_callbacks.alerts import Alert, AlertDesk
 from cmr_monitor_callbacks.catalogue import COMPONENTS
 from cmr_monitor_callbacks.clock import Clock, SystemClock
-from cmr_monitor_callbacks.config import AlertConfig, MonitoringConfig, ProbesConfig, parse
+from cmr_monitor_callbacks.config import (
+    AlertConfig,
+    MonitoringConfig,
+    ProbesConfig,
+    SilenceConfig,
+    parse,
+)
 from cmr_monitor_callbacks.distributed import (
     LAG,
     Exchanged,
@@ -32,7 +38,7 @@ from cmr_monitor_callbacks.distributed import (
     reasons,
     steps_between,
 )
-from cmr_monitor_callbacks.errors import CMRMonitorError, LayerError
+from cmr_monitor_callbacks.errors import CMRMonitorError, CriticalAlert, LayerError
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.packed import ROW, Packed
@@ -102,6 +108,8 @@ class CMRPerformanceMonitor:
             keep,
         )
         self._failures = Failures(keep, raises=self.config.on_monitor_error == "raise")
+        self.alerts.note = self._failures.note
+        self.alerts.on_action = self._on_action
         self._outlet = Outlet(self.config, self.guard)
         self._kinds = frozenset(name for name in COMPONENTS if self.config.watches_component(name))
         self._times_steps = "timing" in self._kinds
@@ -122,6 +130,10 @@ class CMRPerformanceMonitor:
         self._ranks = RankSession(
             self.config.reduction, self.config.flat_up_to_ranks, self.config.reduction_timeout
         )
+        self._mutes: set[str]
+        self._fatal: str
+        self._edits: str
+        self._own_by_rank: dict[str, NDArray[np.float64]]
         self._sent: Packed | None
         self._undecided: Exchanged | None
         self._votes: dict[str, str]
@@ -294,9 +306,12 @@ class CMRPerformanceMonitor:
         self._listening.poll()
         self._publish()
         closed = self._ledger.close(self.current_step, self.clock.wall())
+        self._muted, self._mutes = bool(self._mutes), set()
+        self._edits = self.alerts.edits() if self._ranks.first else ""
         if self._ranks.exchange is not None:
             self._send(closed, start)
         else:
+            self._apply_edits(self._edits)
             self._closed = closed
             if closed.ready:
                 self._publish()
@@ -343,7 +358,13 @@ class CMRPerformanceMonitor:
         if self._publish(last=True):  # a checkpoint took that window
             self.close_window()
             self._publish(last=True)
+        self.alerts.finish(self.current_step, self.clock.wall())
         self._outlet.flush()
+
+    def mute(self, why: str) -> None:
+        """What makes the times of the window in hand not those of training: a checkpoint, say."""
+        if why in self.alert_config.mute:
+            self._mutes.add(why)
 
     def enter_stage(self, stage: str) -> None:
         """What is recorded from now on belongs to ``stage``; on all ranks at once.
@@ -354,6 +375,7 @@ class CMRPerformanceMonitor:
         if self._ranks.exchange is not None:
             self._publish()
         self._listening.poll(begun=False)
+        self.mute({"sanity": "sanity_check", "val": "validation"}.get(stage, stage))
         self._ledger.enter(stage)
 
     def leave_stage(self, step: int) -> None:
@@ -412,6 +434,10 @@ class CMRPerformanceMonitor:
             if reason is not None:
                 self._act(kind, reason)
         exchange = self._ranks.exchange
+        if exchange is not None and exchanged.first.edits:
+            with self._with_ranks():
+                self._apply_edits(exchange.first_text(self._edits))
+            exchange = self._ranks.exchange
         if exchange is None or not any(header.new_layers for header in exchanged.headers):
             return False
         if complete:
@@ -439,8 +465,8 @@ class CMRPerformanceMonitor:
         reading = self._finish(window, ledger.train, exchanged)
         time = closed.time if exchanged is None else exchanged.first.time
         own = self._own_numbers(reading, exchanged)
-        snapshot = self._snapshot("train", reading, closed.step, time, own)
-        transitions = self.alerts.judge(snapshot, self.windows)
+        snapshot = self._snapshot("train", reading, closed.step, time, own, exchanged)
+        transitions = self.alerts.judge(snapshot, self.windows, muted=self._muted)
         own.update(self.alerts.report.numbers())  # the snapshot holds this very mapping
         self.snapshot = snapshot
         self._outlet.emit(snapshot, self.alerts.report, transitions)
@@ -454,6 +480,9 @@ class CMRPerformanceMonitor:
             self._next_end = int(exchanged.first.next_step)
         elif self._votes:
             self._decide_alone()
+        if self._fatal:
+            reason, self._fatal = self._fatal, ""
+            raise CriticalAlert(reason, snapshot.to_dict("window"))
 
     def _finish(
         self, window: Packed, stage: StageStatistics, exchanged: Exchanged | None
@@ -467,7 +496,13 @@ class CMRPerformanceMonitor:
         return ledger.finish(moved(window, ledger.layout.layers, ledger.shared.layers), stage)
 
     def _snapshot(
-        self, stage: str, reading: Reading, step: int, time: float, own: Mapping[str, float]
+        self,
+        stage: str,
+        reading: Reading,
+        step: int,
+        time: float,
+        own: Mapping[str, float],
+        exchanged: Exchanged | None = None,
     ) -> Snapshot:
         return Snapshot(
             stage=stage,
@@ -483,6 +518,9 @@ class CMRPerformanceMonitor:
             recent_times=self._ledger.recent_times,
             by_rank=reading.by_rank,
             run_by_rank=reading.run_by_rank,
+            window_statistics=reading.statistics,
+            cells=None if exchanged is None else exchanged.cells,
+            own_by_rank=self._own_by_rank if stage == "train" else {},
         )
 
     # -- the other ranks --------------------------------------------------------------------
@@ -525,6 +563,84 @@ class CMRPerformanceMonitor:
     def request_checkpoint(self, reason: str) -> None:
         """Ask all ranks for a checkpoint: they make it at the same step, after the next window."""
         self._votes["checkpoint"] = reason
+
+    def set_alert(
+        self,
+        metric_name: str,
+        condition: str | Callable[[float], bool],
+        callback: Callable[[Alert], Any],
+    ) -> str:
+        """Have a function told when a metric meets a condition, and when it does so no more.
+
+        It is judged at the end of each window; the function runs on the training thread, on rank 0
+        alone. Escalation and the cooldown do not hold it back.
+
+        Args:
+            metric_name: any name of a metric.
+            condition: a comparison with a number, such as ``"> 0.1"``, or a function of the value.
+            callback: told once when the alert starts firing and once when it ends.
+
+        Returns:
+            name of the rule, whose severity is warning.
+
+        Raises:
+            ConfigError: there is no such metric, or the condition cannot be read.
+
+        >>> monitor = CMRPerformanceMonitor()
+        >>> monitor.set_alert("avg_latency", "> 0.1", print)
+        'avg_latency:>'
+        """
+        return self.alerts.watch(metric_name, condition, callback)
+
+    def acknowledge(
+        self, rule: str, layer: Hashable | None = None, rank: int | None = None
+    ) -> None:
+        """Say that somebody deals with an alert: it is neither raised nor told of again.
+
+        Args:
+            rule: name of the rule, as a glob.
+            layer: of the alert, as a glob; None: any.
+            rank: likewise.
+        """
+        names = {"layer": layer, "rank": rank}
+        texts = {name: None if value is None else str(value) for name, value in names.items()}
+        self._edit("acknowledge", rule=rule, **texts)
+
+    def silence(self, silence: SilenceConfig | Mapping[str, Any]) -> None:
+        """Say that alerts are known: nobody is told that they fire.
+
+        Args:
+            silence: which, and how long; a `SilenceConfig` or a mapping.
+
+        Raises:
+            ConfigError: a field is wrong.
+        """
+        known = parse(SilenceConfig, silence, "silence")
+        self._edit("silence", **known.model_dump(mode="json"))
+
+    def _edit(self, kind: str, **what: Any) -> None:
+        """With several ranks rank 0's word counts, at the next window, on all of them."""
+        self.alerts.ask(kind, **what)
+        if self._ranks.exchange is None:
+            self._apply_edits(self.alerts.edits())
+
+    def _apply_edits(self, text: str) -> None:
+        if text:
+            with self.guard("changing the rules"):
+                self.alerts.apply(text)
+
+    def _on_action(self, action: str, reason: str) -> None:
+        """What a rule asks for when it fires; on all ranks alike."""
+        if action == "stop":
+            self.request_stop(reason)
+        elif action == "checkpoint":
+            self.request_checkpoint(reason)
+        elif action == "log":
+            logger.warning("%s", reason)
+        elif self._ranks.lost:
+            logger.warning("not raised (%s): the other ranks cannot be asked", reason)
+        else:
+            self._fatal = reason
 
     def _act(self, kind: str, reason: str) -> None:
         if self.on_decision is not None:
@@ -573,6 +689,7 @@ class CMRPerformanceMonitor:
             invalid_samples=float(self._ledger.invalid_samples),
             failures=float(self.failures),
             processing_time=self._processing,
+            edits=float(len(self._edits)),
         )
 
     @contextmanager
@@ -598,6 +715,7 @@ class CMRPerformanceMonitor:
             "invalid_samples": float(self._ledger.invalid_samples),
             "failures": float(self.failures),
         }
+        self._own_by_rank = {}
         if exchanged is not None:
             for name, mine in own.items():
                 everybody = sum(getattr(header, name) for header in exchanged.headers)
@@ -615,6 +733,9 @@ class CMRPerformanceMonitor:
 
     def _add_straggler(self, own: dict[str, float], by_rank: Packed) -> None:
         seconds = own_seconds(by_rank)
+        median = float(np.median(seconds))
+        if median > 0:
+            self._own_by_rank = {"straggler_ratio": seconds / median}
         if self._best is None or len(self._best) != len(seconds):
             self._best = np.full(len(seconds), np.nan)
         found = straggler(seconds, self._best)
@@ -680,6 +801,10 @@ class CMRPerformanceMonitor:
         self.windows = 0
         self._failures.count = 0
         self._window_begin = -1
+        self._mutes = set()
+        self._muted = False
+        self._edits = self._fatal = ""
+        self._own_by_rank = {}
         self._sent = self._undecided = self._best = None
         self._votes = {}
         self._asked = {}

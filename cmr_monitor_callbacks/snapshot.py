@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import BY_NAME, Kind, canonical
 from cmr_monitor_callbacks.layers import LayerId, layer_id, layer_order
+from cmr_monitor_callbacks.nonfinite import nonfinite_counts
 from cmr_monitor_callbacks.packed import METRIC_ROW, Packed, Reader, read
 from cmr_monitor_callbacks.ranks import FORWARD_METRIC, put_greatest, put_rates
 
 Over = Literal["run", "window"]
+Table = Literal["run", "window", "nonfinite"]
+By = Literal["layer", "rank", "cell"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,10 @@ class Snapshot:
             there is one process.
         run_by_rank: the same since the start of the stage; windows of one process are not in it,
             and it starts anew where the number of several ranks changes.
+        window_statistics: packed statistics of the window.
+        cells: shape ``(ranks, 2 * statistics, 1 + layers)``: values, then samples of the window, of
+            each rank; None where there is one process, or where only the ranks' wholes are known.
+        own_by_rank: the monitor's own numbers that each rank has, by name, shape ``(ranks,)``.
 
     >>> Snapshot.empty("train").value("capture_efficiency")
     nan
@@ -58,6 +65,9 @@ class Snapshot:
     recent_times: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
     by_rank: Packed | None = field(default=None, repr=False)
     run_by_rank: Packed | None = field(default=None, repr=False)
+    window_statistics: Packed = field(default_factory=lambda: Packed.empty(1), repr=False)
+    cells: NDArray[np.float64] | None = field(default=None, repr=False)
+    own_by_rank: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(cls, stage: str) -> Snapshot:
@@ -99,7 +109,7 @@ class Snapshot:
         Args:
             name: any name of a metric.
             layer: id of a layer; None: the model as a whole.
-            rank: a rank; None: over all ranks. A rank's numbers are of the model as a whole.
+            rank: a rank; None: over all ranks. A rank's layers are known of the last window alone.
             over: since the start of the stage (``run``) or in the last window.
 
         Returns:
@@ -115,16 +125,84 @@ class Snapshot:
             raise ValueError(f"rank must be in 0..{self.world_size - 1}, got {rank}")
         row = METRIC_ROW.get(name)
         if row is None:
-            whole = layer is None and (rank is None or self.world_size == 1)
-            return self.own.get(name, math.nan) if whole else math.nan
-        if rank is not None and self.world_size > 1:
-            tables = self._rank_tables
-            known = layer is None and over in tables
-            return float(tables[over][row, 1 + rank]) if known else math.nan
+            alone = rank is None or self.world_size == 1
+            return self.own_value(name, None if alone else rank) if layer is None else math.nan
         column = self._column(layer)
         if column is None:
             return math.nan
+        if rank is not None and self.world_size > 1:
+            if layer is None:
+                return float(self.table(over, "rank")[row, 1 + rank])
+            cell = rank * (1 + len(self.layer_ids)) + column
+            return float(self.table(over, "cell")[row, cell])
         return float((self.run if over == "run" else self.window)[row, column])
+
+    def own_value(self, name: str, rank: int | None) -> float:
+        """One of the monitor's own numbers, of the whole or of a rank; NaN is no data."""
+        if rank is None:
+            return self.own.get(name, math.nan)
+        by_rank = self.own_by_rank.get(name)
+        return math.nan if by_rank is None else float(by_rank[rank])
+
+    def table(self, over: Table, by: By) -> NDArray[np.float64]:
+        """All metrics, rows as in ``METRIC_ROW``; NaN is no data.
+
+        Args:
+            over: ``run``, ``window``, or ``nonfinite``: how many values of the window were not
+                taken because they were not finite.
+            by: ``layer``: column 0 is the whole, then the layers; ``rank``: column 0 is empty, then
+                the ranks; ``cell``: for each rank its whole (empty) and its layers, of the last
+                window alone.
+        """
+        if over == "nonfinite":
+            return self._nonfinite(by)
+        if by == "layer":
+            return self.run if over == "run" else self.window
+        if by == "rank":
+            known = self._rank_tables.get(over)
+            return self._nothing(1 + self.world_size) if known is None else known
+        if over == "run":
+            return self._nothing(self.world_size * (1 + len(self.layer_ids)))
+        return self._cell_table
+
+    def _nothing(self, width: int) -> NDArray[np.float64]:
+        return np.full((len(METRIC_ROW), width), math.nan)
+
+    def _nonfinite(self, by: By) -> NDArray[np.float64]:
+        packed = {"layer": self.window_statistics, "rank": self.by_rank, "cell": self._cells}[by]
+        table = self.table("window", by)
+        if packed is None:
+            return np.where(np.isnan(table), math.nan, 0.0)
+        if by != "cell":
+            packed.widen(table.shape[1])
+            return nonfinite_counts(packed, table)
+        filled = np.concatenate((self._nothing(1), table), axis=1)
+        return nonfinite_counts(packed, filled)[:, 1:]
+
+    @cached_property
+    def _cells(self) -> Packed | None:
+        """Each rank's columns, one rank after the other, behind an empty column."""
+        width = 1 + len(self.layer_ids)
+        if self.cells is None or self.cells.shape[2] != width:
+            return None
+        ranks, rows = len(self.cells), len(self.statistics.values)
+        packed = Packed.empty(1 + ranks * width)
+        flat = self.cells.transpose(1, 0, 2).reshape(2 * rows, ranks * width)
+        packed.values[:, 1:], packed.samples[:, 1:] = flat[:rows], flat[rows:]
+        return packed
+
+    @cached_property
+    def _cell_table(self) -> NDArray[np.float64]:
+        width = 1 + len(self.layer_ids)
+        packed = self._cells
+        if packed is None:
+            return self._nothing(self.world_size * width)
+        run = Packed.empty(packed.width)  # what was ever seen of a layer is a number in every rank
+        run.values[:, 1:] = np.tile(self.statistics.values[:, :width], self.world_size)
+        run.samples[:, 1:] = np.tile(self.statistics.samples[:, :width], self.world_size)
+        table = read(packed, run)[:, 1:]
+        table[:, ::width] = math.nan
+        return table
 
     def row(self, name: str, over: Over = "run") -> NDArray[np.float64]:
         """A number for the whole (column 0) and for each layer; shape ``(1 + layers,)``."""

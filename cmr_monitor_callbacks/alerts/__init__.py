@@ -1,7 +1,17 @@
 """Who is told of an alert, when and how."""
 
 from cmr_monitor_callbacks.alerts.channels import Channel, ConsoleChannel, LogChannel
-from cmr_monitor_callbacks.alerts.desk import AlertDesk
-from cmr_monitor_callbacks.alerts.manager import AlertManager, Notice
+from cmr_monitor_callbacks.alerts.desk import AlertDesk, HealthChange
+from cmr_monitor_callbacks.alerts.manager import AlertManager
+from cmr_monitor_callbacks.alerts.notice import Alert, Notice
 
-__all__ = ["AlertDesk", "AlertManager", "Channel", "ConsoleChannel", "LogChannel", "Notice"]
+__all__ = [
+    "Alert",
+    "AlertDesk",
+    "AlertManager",
+    "Channel",
+    "ConsoleChannel",
+    "HealthChange",
+    "LogChannel",
+    "Notice",
+]

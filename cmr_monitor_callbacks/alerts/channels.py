@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Protocol
 
-from cmr_monitor_callbacks.alerts.manager import Notice
+from cmr_monitor_callbacks.alerts.notice import Notice
 from cmr_monitor_callbacks.health import Severity
 
 logger = logging.getLogger("cmr_monitor_callbacks.alerts")

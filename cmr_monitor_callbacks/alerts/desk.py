@@ -1,34 +1,72 @@
-"""The alert desk: judges a snapshot and tells whom it concerns."""
+"""The alert desk: judges a snapshot, raises what nobody deals with, and tells whom it concerns."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cmr_monitor_callbacks.alerts.channels import Channel, ConsoleChannel, LogChannel
+from cmr_monitor_callbacks.alerts.edits import Edits, silence_from
 from cmr_monitor_callbacks.alerts.manager import AlertManager
-from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds
+from cmr_monitor_callbacks.alerts.notice import Alert, Notice
+from cmr_monitor_callbacks.alerts.watches import Watches
+from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, EscalationConfig
+from cmr_monitor_callbacks.config.conditions import Expression, parse_expression
+from cmr_monitor_callbacks.config.spans import parse_span
 from cmr_monitor_callbacks.health import (
+    AlertEngine,
+    AlertRule,
     AlertState,
     HealthReport,
+    HealthStatus,
+    Severity,
     Transition,
     assess,
     compile_rules,
-    evaluate,
 )
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 
+@dataclass(frozen=True)
+class HealthChange:
+    """A component's status, or the system's, became another.
+
+    Attributes:
+        component: its name; '' for the system.
+        before: the status before.
+        after: the status after.
+        step: last step of the window that showed it.
+        time: seconds since the Unix epoch.
+    """
+
+    component: str
+    before: HealthStatus
+    after: HealthStatus
+    step: int
+    time: float
+
+
 class AlertDesk:
-    """Rules, the alerts' states, and the channels.
+    """Rules, the alerts' states, and who is told.
 
     Args:
         config: rules and notifications.
         thresholds: the short form of rules.
         interval: least seconds between two evaluations.
-        keep: transitions kept.
+        keep: transitions and changes of status kept.
+
+    Attributes:
+        report: the newest verdict.
+        transitions: what happened to alerts, the newest last.
+        changes: what happened to the status of components, the newest last.
+        tells: whether this process tells people; on several ranks one does.
+        on_action: told what a rule asks for when it fires (``checkpoint``, ``stop``, ``raise``),
+            and why.
+        note: told where a rule or a user's own function failed.
 
     Raises:
         ConfigError: a threshold is set in two places, or for a rule that does not exist.
@@ -37,63 +75,242 @@ class AlertDesk:
     def __init__(
         self, config: AlertConfig, thresholds: AlertThresholds, interval: float, keep: int
     ) -> None:
-        self.rules = compile_rules(config, thresholds)
+        self._edits = Edits(config)
+        self._config = config = self._edits.config
+        self._thresholds = thresholds
+        self._interval = interval
+        self._keep = keep
+        self._until: Expression = ()
+        if config.warmup.until is not None:
+            self._until = parse_expression(config.warmup.until, {"steps"})
+        self._watches = Watches()
+        self._engine = AlertEngine(compile_rules(config, thresholds))
         self.console = ConsoleChannel()
         known: dict[str, Channel] = {"console": self.console, "log": LogChannel()}
         self.channels = [known[name] for name in config.alert_channels]
-        self._config = config
-        self._interval = interval
-        self._keep = keep
+        self.tells = True
+        self.on_action: Callable[[str, str], None] = lambda action, reason: None
+        self.note: Callable[[str, Exception], None] = lambda where, error: None
         self.clear()
 
     def clear(self) -> None:
         """No alert is open, nothing was ever judged."""
         self.report = HealthReport()
         self.transitions: deque[Transition] = deque(maxlen=self._keep)
-        self._states: dict[Any, AlertState] = {}
+        self.changes: deque[HealthChange] = deque(maxlen=self._keep)
+        self._engine.clear()
         self._manager = AlertManager(self._config)
         self._last = -math.inf
+        self._warm = not (self._config.warmup.steps or self._until)
+        self._told = 0
 
-    def judge(self, snapshot: Snapshot, window: int) -> Sequence[Transition]:
-        """Evaluate the rules on a window's snapshot if it is time, and send what is due."""
+    @property
+    def rules(self) -> tuple[AlertRule, ...]:
+        """The rules in force."""
+        return self._engine.rules
+
+    def judge(
+        self, snapshot: Snapshot, window: int, *, muted: bool = False
+    ) -> Sequence[Transition]:
+        """Evaluate the rules on a window's snapshot if it is time, and send what is due.
+
+        Args:
+            snapshot: the numbers.
+            window: number of the window.
+            muted: whether validation or the like came between, so that times are no data.
+        """
         if not self._config.enable_alerts:
-            self.report = assess(self.rules, (), snapshot, self.report)
+            self._set_report(assess((), snapshot, self.report), snapshot)
             return ()
         now = snapshot.time
         if now - self._last < self._interval:
             return ()
         self._last = now
-        self._states, transitions = evaluate(
-            self.rules, self._states, snapshot, step=snapshot.step, now=now, window=window
+        transitions = self._engine.evaluate(
+            snapshot,
+            step=snapshot.step,
+            now=now,
+            window=window,
+            muted=muted,
+            warming_up=self._warming_up(snapshot),
         )
-        self.transitions.extend(transitions)
-        self.report = assess(self.rules, self._states.values(), snapshot, self.report)
-        if not self._states and not transitions:
+        for rule, error in self._engine.errors:
+            self.note(f"the condition of {rule}", error)
+        states = self._engine.open()
+        if not states and not transitions:
+            self._set_report(assess((), snapshot, self.report), snapshot)
+            self._send((), (), snapshot.step, now)
             return transitions
-        notices = self._manager.update(
-            self._states.values(), transitions, step=snapshot.step, now=now
+        raised = self._raise(states, snapshot.step, now, window)
+        if raised:
+            transitions, states = [*transitions, *raised], self._engine.open()
+        self.transitions.extend(transitions)
+        self._set_report(assess(states, snapshot, self.report), snapshot)
+        self._send(states, transitions, snapshot.step, now)
+        self._act(transitions)
+        return transitions
+
+    def finish(self, step: int, now: float) -> None:
+        """Nothing follows: send what only waited for others."""
+        self._send(self._engine.open(), (), step, now, last=True)
+
+    def _warming_up(self, snapshot: Snapshot) -> bool:
+        if self._warm:
+            return False
+        steps = snapshot.step + 1
+        late = steps >= self._config.warmup.steps
+        self._warm = late and (
+            not self._until
+            or any(
+                all(
+                    part.holds(
+                        steps if part.name == "steps" else snapshot.value(part.name, over="window")
+                    )
+                    for part in alternative
+                )
+                for alternative in self._until
+            )
         )
+        return not self._warm
+
+    # -- escalation ---------------------------------------------------------------------------
+
+    def _raise(
+        self, states: Sequence[AlertState], step: int, now: float, window: int
+    ) -> list[Transition]:
+        """Raise alerts that have been firing for long."""
+        raised = []
+        for state in states:
+            severity = self._raised(state, step, now, window) if state.phase.fires else None
+            if severity is not None and severity is not state.severity:
+                self._engine.raise_to(state.key, severity)
+                after = replace(state, severity=severity)
+                message = (
+                    f"{state.message} (raised from {_value(state.severity)}: nobody deals with it)"
+                )
+                raised.append(Transition(after, state.phase, step, now, message, severity))
+        return raised
+
+    def _raised(self, state: AlertState, step: int, now: float, window: int) -> Severity | None:
+        severity = state.severity
+        passed = {
+            "steps": step - state.fired_step,
+            "windows": window - state.fired_window,
+            "seconds": now - state.fired_time,
+        }
+        acked = self._manager.acked(state.key)
+        for name in Severity:  # one raise may lead to the next
+            if severity is not name:
+                continue
+            rule = self._config.escalation_rules.get(name.value, EscalationConfig())
+            for then in rule.then:
+                amount, unit = parse_span(then.after)
+                if passed[unit] >= amount and not (acked and then.unless == "acked"):
+                    severity = Severity(then.raise_to)
+        return severity
+
+    # -- telling ------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        states: Sequence[AlertState],
+        transitions: Sequence[Transition],
+        step: int,
+        now: float,
+        *,
+        last: bool = False,
+    ) -> None:
+        rules = {rule.name: rule for rule in self.rules} if states or transitions else {}
+        notices = self._manager.update(states, transitions, rules, step=step, now=now, last=last)
+        if not self.tells:
+            return
         for notice in notices:
+            self._told += 1
             for channel in self.channels:
                 channel.send(notice)
-        return transitions
+        for transition in transitions:
+            self._watches.tell(transition, self.note)
+
+    def _act(self, transitions: Sequence[Transition]) -> None:
+        rules = {rule.name: rule for rule in self.rules}
+        for transition in transitions:
+            state = transition.state
+            if state.phase.fires and not transition.before.fires and state.rule in rules:
+                for action in rules[state.rule].actions:
+                    self.on_action(action, f"alert {state.rule}: {transition.message}")
+
+    def _set_report(self, report: HealthReport, snapshot: Snapshot) -> None:
+        before, self.report = self.report, report
+        if report is before:
+            return
+        now = {"": report.status, **{n: c.status for n, c in report.components.items()}}
+        was = {"": before.status, **{n: c.status for n, c in before.components.items()}}
+        for name, status in now.items():
+            if status is not was.get(name, HealthStatus.UNKNOWN):
+                old = was.get(name, HealthStatus.UNKNOWN)
+                change = HealthChange(name, old, status, snapshot.step, snapshot.time)
+                self.changes.append(change)
+
+    # -- changes from outside -----------------------------------------------------------------
+
+    def ask(self, kind: str, **what: Any) -> None:
+        """Have something changed at the next window: see `apply`."""
+        self._edits.ask(kind, **what)
+
+    def edits(self) -> str:
+        """What is to be changed now, as text for `apply`; '' for nothing."""
+        return self._edits.pending()
+
+    def apply(self, text: str) -> None:
+        """Change what `edits` says, on every rank: rules, silences, acknowledgements."""
+        for edit in json.loads(text):
+            kind = edit.pop("kind")
+            if kind == "acknowledge":
+                self._manager.acknowledge(**edit)
+            elif kind == "silence":
+                self._manager.silence(silence_from(edit))
+            else:
+                self._take(self._edits.with_rules(edit["found"]))
+
+    def _take(self, config: AlertConfig) -> None:
+        """Go on with the rules of another configuration; open alerts of rules that stay, stay."""
+        rules = (*compile_rules(config, self._thresholds), *self._watches.rules)
+        for silence in config.silences:
+            if silence not in self._config.silences:
+                self._manager.silence(silence)
+        self._config = config
+        for key in self._engine.replace_rules(rules):
+            self._manager.forget(key)
+
+    def watch(self, metric: str, condition: Any, callback: Callable[[Alert], Any]) -> str:
+        """Add a rule from code; see `CMRPerformanceMonitor.set_alert`."""
+        rule = self._watches.add(metric, condition, callback, [r.name for r in self.rules])
+        self._engine.replace_rules((*self.rules, rule))
+        return rule.name
+
+    # -- checkpoints --------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Plain data, for a checkpoint."""
         return {
-            "alerts": [state.to_dict() for state in self._states.values()],
-            "notices": self._manager.state(),
+            "engine": self._engine.state(),
+            "manager": self._manager.state(),
+            "warm": self._warm,
+            "told": self._told,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`; alerts of rules that are gone are left out."""
         self.clear()
-        names = {rule.name for rule in self.rules}
-        alerts = [AlertState.from_dict(item) for item in state["alerts"]]
-        self._states = {alert.key: alert for alert in alerts if alert.rule in names}
-        self._manager.load(
-            {
-                key: [item for item in items if item["rule"] in names]
-                for key, items in state["notices"].items()
-            }
-        )
+        if "engine" not in state:  # of a version whose alerts held less
+            return
+        self._engine.load(state["engine"])
+        self._manager.load(state["manager"], (rule.name for rule in self.rules))
+        self._warm, self._told = state["warm"], state["told"]
+
+
+def _value(severity: Severity | None) -> str:
+    return "" if severity is None else severity.value
+
+
+__all__ = ["AlertDesk", "HealthChange", "Notice"]

@@ -1,145 +1,318 @@
-"""From transitions to notices: delays by severity, a cooldown, and always a word at the end."""
+"""From alerts to notices: who waits, who is held back, who is told of together.
+
+The terms are Alertmanager's. Time is passed in; the state is plain data.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import timezone
 from typing import Any
 
-from cmr_monitor_callbacks.config import AlertConfig, EscalationConfig
-from cmr_monitor_callbacks.health import AlertState, Phase, Severity, Transition
-from cmr_monitor_callbacks.layers import LayerId
+from cmr_monitor_callbacks.alerts.notice import Alert, Notice
+from cmr_monitor_callbacks.alerts.overflow import Overflow
+from cmr_monitor_callbacks.config import AlertConfig, EscalationConfig, SilenceConfig
+from cmr_monitor_callbacks.health import AlertRule, AlertState, Key, Severity, Transition
+from cmr_monitor_callbacks.layers import matches
 
-Key = tuple[str, LayerId | None]
-
-
-@dataclass(frozen=True)
-class Notice:
-    """One message to people.
-
-    Attributes:
-        rule: name of the rule.
-        layer: the layer, or None.
-        resolved: whether it says that the alert ended.
-        severity: of the alert.
-        message: what is wrong, or that it is right again.
-        step: step of the window that showed it.
-    """
-
-    rule: str
-    layer: LayerId | None
-    resolved: bool
-    severity: Severity
-    message: str
-    step: int
-
-    def __str__(self) -> str:
-        word = "RESOLVED" if self.resolved else self.severity.value.upper()
-        return f"[cmr-monitor] {word} {self.rule} at step {self.step}: {self.message}"
+Group = tuple[str, ...]
 
 
 @dataclass
 class _Episode:
-    """What has been said of one alert since it began to fire."""
+    """One alert from when it starts firing until it ends."""
 
+    rule: str
+    labels: dict[str, str]
+    severity: str
     message: str
-    severity: Severity
-    told: Severity | None = None
+    value: float
+    threshold: float
+    step: int
+    fired: float
+    runbook: str
+    told: str = ""
+    """Severity that people were told last; '' before."""
+
+    def alert(self, *, step: int, time: float, resolved: bool, message: str = "") -> Alert:
+        severity = self.told if resolved else self.severity
+        return Alert(
+            self.rule,
+            {**self.labels, "severity": severity},
+            Severity(severity),
+            resolved,
+            message or self.message,
+            self.value,
+            self.threshold,
+            step,
+            time,
+            self.runbook,
+        )
+
+
+@dataclass
+class _Group:
+    """Alerts that are told of together."""
+
+    waiting: float = math.nan
+    """Since when something new is due."""
+    last: float = -math.inf
+    """When it was told of last."""
+
+
+@dataclass
+class _Due:
+    """What is to be told of one group now."""
+
+    alerts: list[tuple[Key, Alert]] = field(default_factory=list)
+    at_once: bool = False
 
 
 class AlertManager:
-    """Decides which notices are due; time is passed in.
+    """Decides which notices are due.
 
     Args:
-        config: delays and cooldown.
+        config: delays, cooldown, silences, inhibition, grouping, the most notices.
     """
 
     def __init__(self, config: AlertConfig) -> None:
-        self._cooldown = config.alert_cooldown
+        self._config = config
         self._escalation = {str(name): rule for name, rule in config.escalation_rules.items()}
+        self._silences = list(config.silences)
         self._episodes: dict[Key, _Episode] = {}
         self._last_told: dict[Key, float] = {}
+        self._groups: dict[Group, _Group] = {}
+        self._acked: set[Key] = set()
+        self._overflow = Overflow(config.route.max_per_window)
+
+    def acknowledge(self, rule: str, layer: str | None = None, rank: str | None = None) -> int:
+        """Somebody deals with alerts that fire: they are neither raised nor repeated.
+
+        Returns:
+            how many were meant.
+        """
+        wanted = {"layer": layer, "rank": rank}
+        found = [
+            key
+            for key, episode in self._episodes.items()
+            if matches(rule, episode.rule)
+            and all(
+                text is None or matches(text, episode.labels.get(name, ""))
+                for name, text in wanted.items()
+            )
+        ]
+        self._acked.update(found)
+        return len(found)
+
+    def acked(self, key: Key) -> bool:
+        """Whether somebody deals with an alert."""
+        return key in self._acked
+
+    def forget(self, key: Key) -> None:
+        """An alert is gone with its rule: nobody is told that it ended, for nobody knows."""
+        self._episodes.pop(key, None)
+        self._acked.discard(key)
+
+    def silence(self, silence: SilenceConfig) -> None:
+        """From now on alerts are known."""
+        self._silences.append(silence)
 
     def update(
         self,
         states: Iterable[AlertState],
         transitions: Sequence[Transition],
+        rules: Mapping[str, AlertRule],
         *,
         step: int,
         now: float,
+        last: bool = False,
     ) -> list[Notice]:
         """Notices that are due at the end of a window.
 
         Args:
-            states: alerts as they stand.
+            states: open alerts.
             transitions: what changed in this window.
+            rules: by name.
             step: the window's last step.
             now: seconds since the Unix epoch.
+            last: whether nothing follows: what only waited for others is sent.
         """
-        notices = [n for t in transitions if (n := self._on_transition(t)) is not None]
-        for state in states:
-            if state.phase is Phase.FIRING:
-                notices += self._due(state, step, now)
-        return notices
+        firing = [state for state in states if state.phase.fires]
+        due: dict[Group, _Due] = {}
+        for transition in transitions:
+            if transition.name == "resolved":
+                self._resolve(transition, due)
+        for state in firing:
+            self._note(state, rules.get(state.rule))
+        quiet = self._quiet(step, now)
+        for state in firing:
+            if state.key not in quiet:
+                self._put_due(state, due, step, now)
+        ready = [group for group, found in due.items() if self._ready(group, found, now, last)]
+        notices = [self._notice(group, due[group].alerts, step, now) for group in ready]
+        open_ = {self._group_of(episode.labels) for episode in self._episodes.values()}
+        self._groups = {g: known for g, known in self._groups.items() if g in open_ or g in due}
+        return self._overflow.bounded(notices, step=step, now=now, last=last)
 
-    def _on_transition(self, transition: Transition) -> Notice | None:
-        state = transition.state
-        if state.phase is Phase.FIRING and state.severity is not None:
-            episode = self._episodes.setdefault(
-                state.key, _Episode(transition.message, state.severity)
+    # -- one alert ----------------------------------------------------------------------------
+
+    def _note(self, state: AlertState, rule: AlertRule | None) -> None:
+        """Keep what is known of an alert that fires; an episode begins with the first word."""
+        severity = (state.severity or Severity.WARNING).value
+        labels = {
+            "alert": state.rule,
+            "component": state.component,
+            **state.labels,
+            **(rule.labels if rule else {}),
+        }
+        known = self._episodes.get(state.key)
+        if known is None:
+            self._episodes[state.key] = _Episode(
+                state.rule,
+                labels,
+                severity,
+                state.message,
+                state.value,
+                state.threshold,
+                state.fired_step,
+                state.fired_time,
+                rule.runbook if rule else "",
             )
-            episode.message, episode.severity = transition.message, state.severity
-            return None
-        if transition.name != "resolved":
-            return None
-        episode_ended = self._episodes.pop(state.key, None)
-        if episode_ended is None or episode_ended.told is None:
-            return None  # nobody heard of it, so nobody need hear that it is over
-        return Notice(
-            state.rule, state.layer, True, episode_ended.told, transition.message, transition.step
+        elif known.severity != severity:
+            known.severity, known.message = severity, state.message
+            known.value, known.threshold = state.value, state.threshold
+
+    def _resolve(self, transition: Transition, due: dict[Group, _Due]) -> None:
+        """That an alert ended is always told where it was told that it fired."""
+        key = transition.state.key
+        episode = self._episodes.pop(key, None)
+        self._acked.discard(key)
+        if episode is None or not episode.told or not self._config.route.send_resolved:
+            return
+        found = due.setdefault(self._group_of(episode.labels), _Due())
+        found.at_once = True
+        alert = episode.alert(
+            step=transition.step, time=transition.time, resolved=True, message=transition.message
         )
+        found.alerts.append((key, alert))
 
-    def _due(self, state: AlertState, step: int, now: float) -> list[Notice]:
-        episode = self._episodes.get(state.key)
-        if episode is None or state.severity is None:
-            return []
-        rose = episode.told is not None and state.severity.rank > episode.told.rank
-        if episode.told is not None and not rose:
-            return []
-        rule = self._escalation.get(state.severity.value, EscalationConfig())
-        fired = state.since_time if state.fired_time is None else state.fired_time
-        if not rule.immediate and now - fired < rule.delay:
-            return []
-        last = self._last_told.get(state.key)
-        if not (rose or rule.immediate) and last is not None and now - last < self._cooldown:
-            return []
-        episode.told = state.severity
-        self._last_told[state.key] = now
-        return [Notice(state.rule, state.layer, False, state.severity, episode.message, step)]
+    def _put_due(self, state: AlertState, due: dict[Group, _Due], step: int, now: float) -> None:
+        episode, key = self._episodes[state.key], state.key
+        escalation = self._escalation.get(episode.severity, EscalationConfig())
+        if not escalation.immediate and now - episode.fired < escalation.delay:
+            return
+        rose = bool(episode.told) and _rank(episode.severity) > _rank(episode.told)
+        repeat = self._config.route.repeat_interval
+        since = now - self._last_told.get(key, -math.inf)
+        again = repeat is not None and since >= repeat and key not in self._acked
+        if episode.told and not rose and not again:
+            return
+        fresh_and_urgent = escalation.immediate and not episode.told
+        if not (rose or fresh_and_urgent) and since < self._config.alert_cooldown:
+            return
+        found = due.setdefault(self._group_of(episode.labels), _Due())
+        found.at_once |= rose or escalation.immediate
+        alert = episode.alert(step=step, time=episode.fired, resolved=False)
+        found.alerts.append((key, alert))
 
-    def state(self) -> dict[str, list[dict[str, Any]]]:
+    def _quiet(self, step: int, now: float) -> set[Key]:
+        """Alerts that are silenced, or inhibited by another that fires."""
+        quiet = {
+            key
+            for key, episode in self._episodes.items()
+            if any(_silences(silence, episode, step, now) for silence in self._silences)
+        }
+        labels = {
+            key: {**episode.labels, "severity": episode.severity}
+            for key, episode in self._episodes.items()
+        }
+        for rule in self._config.inhibit:
+            sources = [key for key, own in labels.items() if _meets(rule.source, own)]
+            quiet.update(
+                key
+                for key, own in labels.items()
+                if _meets(rule.target, own)
+                and any(
+                    source != key
+                    and all(labels[source].get(n, "") == own.get(n, "") for n in rule.equal)
+                    for source in sources
+                )
+            )
+        return quiet
+
+    # -- groups -------------------------------------------------------------------------------
+
+    def _group_of(self, labels: Mapping[str, str]) -> Group:
+        return tuple(labels.get(name, "") for name in self._config.route.group_by)
+
+    def _ready(self, group: Group, found: _Due, now: float, last: bool) -> bool:
+        route = self._config.route
+        known = self._groups.setdefault(group, _Group())
+        if math.isnan(known.waiting):
+            known.waiting = now
+        first = known.last == -math.inf
+        waited = now - known.waiting if first else now - known.last
+        enough = waited >= (route.group_wait if first else route.group_interval)
+        return found.at_once or last or enough
+
+    def _notice(self, group: Group, due: list[tuple[Key, Alert]], step: int, now: float) -> Notice:
+        known = self._groups[group]
+        known.last, known.waiting = now, math.nan
+        for key, alert in due:
+            if not alert.resolved:
+                self._episodes[key].told = alert.severity.value
+                self._last_told[key] = now
+        alerts = sorted(
+            (alert for _, alert in due), key=lambda alert: (alert.resolved, -alert.severity.rank)
+        )
+        names = dict(zip(self._config.route.group_by, group, strict=True))
+        worst = alerts[0].severity  # those that fire come first
+        return Notice(tuple(alerts), worst, alerts[0].resolved, step, now, names)
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
         """Plain data, for a checkpoint."""
-        episodes = [
-            {
-                "rule": rule,
-                "layer": layer,
-                "message": episode.message,
-                "severity": episode.severity.value,
-                "told": None if episode.told is None else episode.told.value,
-            }
-            for (rule, layer), episode in self._episodes.items()
-        ]
-        last_told = [
-            {"rule": rule, "layer": layer, "time": time}
-            for (rule, layer), time in self._last_told.items()
-        ]
-        return {"episodes": episodes, "last_told": last_told}
+        return {
+            "episodes": [[*key, asdict(episode)] for key, episode in self._episodes.items()],
+            "last_told": [[*key, time] for key, time in self._last_told.items()],
+            "groups": [[list(g), x.waiting, x.last] for g, x in self._groups.items()],
+            "acked": [list(key) for key in self._acked],
+            "overflow": self._overflow.state(),
+        }
 
-    def load(self, state: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
-        """The inverse of `state`."""
-        for item in state["episodes"]:
-            told = None if item["told"] is None else Severity(item["told"])
-            key = item["rule"], item["layer"]
-            self._episodes[key] = _Episode(item["message"], Severity(item["severity"]), told)
-        for item in state["last_told"]:
-            self._last_told[item["rule"], item["layer"]] = item["time"]
+    def load(self, state: Mapping[str, Any], rules: Iterable[str]) -> None:
+        """The inverse of `state`; alerts of rules that are gone are left out."""
+        names = set(rules)
+        for rule, metric, layer, rank, episode in state["episodes"]:
+            if rule in names:
+                self._episodes[rule, metric, layer, rank] = _Episode(**episode)
+        for rule, metric, layer, rank, time in state["last_told"]:
+            self._last_told[rule, metric, layer, rank] = time
+        self._acked = {(rule, metric, layer, rank) for rule, metric, layer, rank in state["acked"]}
+        for group, waiting, last in state["groups"]:
+            self._groups[tuple(group)] = _Group(waiting, last)
+        self._overflow.load(state["overflow"])
+
+
+def _rank(severity: str) -> int:
+    return Severity(severity).rank
+
+
+def _meets(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return all(matches(glob, labels.get(name, "")) for name, glob in wanted.items())
+
+
+def _silences(silence: SilenceConfig, episode: _Episode, step: int, now: float) -> bool:
+    if step < silence.from_step:
+        return False
+    if silence.until_step is not None and step > silence.until_step:
+        return False
+    if silence.until is not None:
+        end = silence.until
+        end = end.replace(tzinfo=timezone.utc) if end.tzinfo is None else end
+        if now > end.timestamp():
+            return False
+    return _meets(silence.match, {**episode.labels, "severity": episode.severity})

@@ -34,7 +34,7 @@ from cmr_monitor_callbacks.config import (
     SinksConfig,
     parse,
 )
-from cmr_monitor_callbacks.errors import ConfigError, MonitorFailure
+from cmr_monitor_callbacks.errors import ConfigError, CriticalAlert, MonitorFailure
 from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.monitor import DEFAULT_WINDOW, CMRPerformanceMonitor
 from cmr_monitor_callbacks.recording.cells import anything_compiled
@@ -54,7 +54,7 @@ def _guarded(hook: H) -> H:
     def safe(self: CMRMonitorCallback, *args: Any, **kwargs: Any) -> None:
         try:
             hook(self, *args, **kwargs)
-        except MonitorFailure:
+        except (MonitorFailure, CriticalAlert):
             raise
         except Exception as error:
             self.monitor.note_failure(hook.__name__, error)
@@ -154,6 +154,12 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     def state_dict(self) -> dict[str, Any]:
         """Run totals, the window begun and the open alerts, as plain data."""
         return self.monitor.state_dict()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writing a checkpoint is no waiting for data."""
+        self.monitor.mute("checkpoint")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was called; a test or a prediction is not training gone on."""
@@ -426,7 +432,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             if self.sinks_config.loggers and log_every_n_steps(trainer) != 0:
                 self._own_sinks += [self._logger_sink(item) for item in trainer.loggers]
         else:
-            self.monitor.alerts.channels = []
+            self.monitor.alerts.tells = False
         self.monitor.sinks += self._own_sinks
 
     def _logger_sink(self, item: Any) -> Sink:

@@ -1,12 +1,12 @@
 """Settings: pydantic models with the specification's field names, and the shipped presets."""
 
 from cmr_monitor_callbacks.config.alerts import (
-    SEVERITIES,
     AlertConfig,
     EscalationConfig,
-    RuleConfig,
-    SelectConfig,
-    ThresholdConfig,
+    InhibitConfig,
+    RouteConfig,
+    SilenceConfig,
+    WarmupConfig,
 )
 from cmr_monitor_callbacks.config.loading import parse, plain
 from cmr_monitor_callbacks.config.monitoring import (
@@ -16,18 +16,34 @@ from cmr_monitor_callbacks.config.monitoring import (
     SinksConfig,
 )
 from cmr_monitor_callbacks.config.presets import config_root, load_preset, preset_names
+from cmr_monitor_callbacks.config.rules import (
+    SEVERITIES,
+    CompareConfig,
+    NoDataConfig,
+    ReduceConfig,
+    RuleConfig,
+    SelectConfig,
+    ThresholdConfig,
+)
 
 __all__ = [
     "SEVERITIES",
     "AlertConfig",
     "AlertThresholds",
+    "CompareConfig",
     "EscalationConfig",
+    "InhibitConfig",
     "MonitoringConfig",
+    "NoDataConfig",
     "ProbesConfig",
+    "ReduceConfig",
+    "RouteConfig",
     "RuleConfig",
     "SelectConfig",
+    "SilenceConfig",
     "SinksConfig",
     "ThresholdConfig",
+    "WarmupConfig",
     "config_root",
     "load_preset",
     "parse",

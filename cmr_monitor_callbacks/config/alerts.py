@@ -2,144 +2,134 @@
 
 from __future__ import annotations
 
-import re
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cmr_monitor_callbacks.catalogue import canonical
+from cmr_monitor_callbacks.config.conditions import parse_expression
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.presets import load_preset
+from cmr_monitor_callbacks.config.rules import SEVERITIES, RuleConfig, Severity
+from cmr_monitor_callbacks.config.spans import Duration, Span
+from cmr_monitor_callbacks.errors import nearest
 
-SEVERITIES: Final = ("warning", "error", "critical")
-Severity = Literal["warning", "error", "critical"]
 CHANNELS: Final = ("console", "log")
-
-_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|windows?|ms|s|m|h|d)?\s*")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+MUTES: Final = ("sanity_check", "validation", "checkpoint")
 
 
-def parse_span(text: str | float | int) -> tuple[float, str]:
-    """A length of time: an amount, and ``steps``, ``windows`` or ``seconds``.
+class EscalationStep(Settings):
+    """A firing alert that is not dealt with rises."""
 
-    Raises:
-        ValueError: the text says none of these.
-
-    >>> parse_span("50 steps"), parse_span("2 windows"), parse_span("5m"), parse_span(0)
-    ((50.0, 'steps'), (2.0, 'windows'), (300.0, 'seconds'), (0.0, 'seconds'))
-    """
-    found = _SPAN.fullmatch(str(text))
-    if found is None:
-        raise ValueError(
-            f"must be like '50 steps', '3 windows', '30s', '5m' or seconds, got {text!r}"
-        )
-    amount, unit = float(found[1]), found[2] or "s"
-    if unit.startswith(("step", "window")):
-        return amount, unit.rstrip("s") + "s"
-    return amount * _SECONDS[unit], "seconds"
-
-
-class ThresholdConfig(Settings):
-    """When a severity starts and when it ends."""
-
-    fire: float = Field(allow_inf_nan=False)
-    """The rule's condition against this value starts the alert."""
-    recover: float | None = Field(default=None, allow_inf_nan=False)
-    """A firing alert ends when the condition against this value no longer holds; null: ``fire``."""
-
-
-class SelectConfig(Settings):
-    """Which series a rule looks at."""
-
-    layer: str | None = None
-    """Glob over layer ids, ``|`` for alternatives; one alert for each layer; null: the whole."""
-
-
-class RuleConfig(Settings):
-    """One alert rule."""
-
-    metric: str
-    """Name of the metric, any of its names."""
-    select: SelectConfig = SelectConfig()
-    """Which series; omitted: the model as a whole."""
-    over: Literal["window", "run"] = "window"
-    """The last window, or the run so far; gauges are always what holds now."""
-    condition: Literal[">", ">=", "<", "<=", "==", "!="]
-    """How the value stands to the threshold when something is wrong."""
-    thresholds: dict[Severity, ThresholdConfig] = Field(min_length=1)
-    """By severity; the highest one met counts. A plain number is ``fire``."""
-    for_: str | float = Field(default=0, alias="for")
-    """How long the condition must hold before the alert fires: steps, windows or a duration."""
-    summary: str = ""
-    """What to say; may use {layer}, {metric}, {value}, {threshold}, {severity}, {condition}."""
-
-    @field_validator("metric")
-    @classmethod
-    def _known_metric(cls, name: str) -> str:
-        try:
-            return canonical(name)
-        except KeyError as error:
-            raise ValueError(error.args[0]) from None
-
-    @field_validator("for_")
-    @classmethod
-    def _valid_span(cls, value: str | float) -> str | float:
-        parse_span(value)
-        return value
-
-    @field_validator("thresholds", mode="before")
-    @classmethod
-    def _short_thresholds(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {k: {"fire": v} if isinstance(v, (int, float)) else v for k, v in value.items()}
-
-    @field_validator("summary")
-    @classmethod
-    def _valid_summary(cls, text: str) -> str:
-        try:
-            text.format(
-                layer=0, metric="", value=0.5, threshold=0.5, severity="", condition="", step=0
-            )
-        except (KeyError, ValueError, IndexError) as error:
-            raise ValueError(
-                f"cannot be filled in ({error!r}); allowed: "
-                "{layer} {metric} {value} {threshold} {severity} {condition} {step}"
-            ) from None
-        return text
-
-    @model_validator(mode="after")
-    def _recover_on_the_good_side(self) -> RuleConfig:
-        for severity, threshold in self.thresholds.items():
-            if threshold.recover is None:
-                continue
-            over = self.condition in (">", ">=") and threshold.recover > threshold.fire
-            under = self.condition in ("<", "<=") and threshold.recover < threshold.fire
-            if over or under:
-                raise ValueError(
-                    f"thresholds.{severity}.recover ({threshold.recover:g}) must lie on the good "
-                    f"side of fire ({threshold.fire:g}) for condition {self.condition!r}"
-                )
-        return self
+    after: Span
+    """How long it must have been firing."""
+    raise_to: Severity
+    """The severity that it gets."""
+    unless: Literal["acked"] | None = "acked"
+    """acked: not where somebody has acknowledged it; null: always."""
 
 
 class EscalationConfig(Settings):
-    """When a firing alert of one severity is notified."""
+    """When a firing alert of one severity is notified, and what becomes of it."""
 
     immediate: bool = False
-    """At once, whatever ``delay`` and the cooldown say."""
-    delay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """At once, whatever ``delay``, the grouping and the cooldown say."""
+    delay: Duration = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Seconds that it must have been firing."""
+    then: tuple[EscalationStep, ...] = ()
+    """What becomes of it if it goes on."""
 
 
-def _default_escalation() -> dict[Any, Any]:
-    escalation: dict[Any, Any] = load_preset("default")["alerts"]["escalation_rules"]
-    return escalation
+class WarmupConfig(Settings):
+    """The start of a run, when numbers mean little: no rule is judged."""
+
+    steps: int = Field(default=0, ge=0)
+    """It lasts at least so many steps."""
+    until: str | None = None
+    """And until this holds: comparisons of metrics and ``steps`` with numbers, joined by ``and``
+    and ``or``."""
+
+    @field_validator("until")
+    @classmethod
+    def _readable(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_expression(text, {"steps"})
+        return text
 
 
-def _default_rules() -> dict[str, Any]:
-    rules: dict[str, Any] = load_preset("default")["alerts"]["rules"]
-    return rules
+def _text_globs(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): str(v) if isinstance(v, (int, str)) else v for k, v in value.items()}
+    return value
+
+
+class InhibitConfig(Settings):
+    """While one alert fires, others are not told of."""
+
+    source: dict[str, str] = Field(min_length=1)
+    """Labels of the alert that fires, as globs."""
+    target: dict[str, str] = Field(min_length=1)
+    """Labels of those that are not told of."""
+    equal: tuple[str, ...] = ()
+    """Labels that both must have alike; missing on both sides is alike."""
+
+    @field_validator("source", "target", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return _text_globs(value)
+
+
+class SilenceConfig(Settings):
+    """Alerts that are known: nobody is told that they fire; that they ended, where it was told."""
+
+    match: dict[str, str] = Field(min_length=1)
+    """Labels, as globs."""
+    from_step: int = Field(default=0, ge=0)
+    """First step."""
+    until_step: int | None = Field(default=None, ge=0)
+    """Last step; null: no end."""
+    until: datetime | None = None
+    """When it ends; a date and time, with a zone or else in UTC; null: no end."""
+    comment: str = ""
+    """Why."""
+
+    @field_validator("match", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return _text_globs(value)
+
+
+class OverflowConfig(Settings):
+    """Most notices in a stretch of time."""
+
+    n: int = Field(default=20, ge=1)
+    """So many."""
+    window: Duration = Field(default=600.0, gt=0, allow_inf_nan=False)
+    """In so many seconds."""
+    overflow: Literal["summary"] = "summary"
+    """What comes instead of those that are too many."""
+
+
+class RouteConfig(Settings):
+    """How alerts come together in notices."""
+
+    group_by: tuple[str, ...] = ("alert", "component")
+    """Labels; alerts that have them alike are told of in one notice."""
+    group_wait: Duration = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds that a new group waits for others to join it."""
+    group_interval: Duration = Field(default=30.0, ge=0, allow_inf_nan=False)
+    """Seconds between a group's notice and one that tells of alerts which joined it later."""
+    repeat_interval: Duration | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds after which an alert that goes on firing is told of again; null: never."""
+    send_resolved: bool = True
+    """Whether it is told that an alert ended."""
+    max_per_window: OverflowConfig = OverflowConfig()
+    """Most notices; critical ones are always sent."""
+
+
+def _preset(name: str) -> dict[Any, Any]:
+    node: dict[Any, Any] = load_preset("default")["alerts"][name]
+    return node
 
 
 class AlertConfig(Settings):
@@ -156,11 +146,27 @@ class AlertConfig(Settings):
     severity_levels: tuple[Severity, ...] = SEVERITIES
     """Severities in use, in rising order; a rule that uses another is an error."""
     alert_cooldown: float = Field(default=60.0, ge=0, allow_inf_nan=False)
-    """Seconds between two notices of one alert; a rise in severity passes it."""
-    escalation_rules: dict[Severity, EscalationConfig] = Field(default_factory=_default_escalation)
+    """Seconds between two notices that one alert fires; a rise in severity passes it."""
+    escalation_rules: dict[Severity, EscalationConfig] = Field(
+        default_factory=lambda: _preset("escalation_rules")
+    )
     """When a firing alert of a severity is notified."""
-    rules: dict[str, RuleConfig] = Field(default_factory=_default_rules)
-    """Rules by name; omitted: those of the preset ``default``."""
+    warmup: WarmupConfig = WarmupConfig()
+    """The start of a run."""
+    mute: tuple[Literal["sanity_check", "validation", "checkpoint"], ...] = MUTES
+    """What makes times and rates of a window no data for rules, for they are not those of
+    training."""
+    rules: dict[str, RuleConfig] = Field(default_factory=lambda: _preset("rules"))
+    """Rules by name; omitted: those of the preset ``default``. A list of rules, each with its
+    ``name``, is allowed too."""
+    rules_file: str | None = None
+    """A YAML file of rules beside these, read again during the run where it was edited."""
+    inhibit: tuple[InhibitConfig, ...] = ()
+    """Alerts that keep others from being told of."""
+    silences: tuple[SilenceConfig, ...] = ()
+    """Alerts that are known."""
+    route: RouteConfig = RouteConfig()
+    """How alerts come together in notices."""
 
     @field_validator("severity_levels")
     @classmethod
@@ -169,13 +175,35 @@ class AlertConfig(Settings):
             raise ValueError(f"must be an ordered subset of {list(SEVERITIES)}, got {list(levels)}")
         return levels
 
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _rules_by_name(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            return value
+        named: dict[str, Any] = {}
+        for i, rule in enumerate(value):
+            if not isinstance(rule, dict) or not isinstance(rule.get("name"), str):
+                raise ValueError(f"rule {i} of the list needs a name, got {rule!r}")
+            name = rule["name"]
+            if name in named:
+                raise ValueError(f"two rules of the list are named {name!r}")
+            named[name] = {key: item for key, item in rule.items() if key != "name"}
+        return named
+
     @model_validator(mode="after")
     def _severities_in_use(self) -> AlertConfig:
         for name, rule in self.rules.items():
             for severity in rule.thresholds:
-                if severity not in self.severity_levels:
+                if severity not in self.severity_levels and rule.enabled:
                     raise ValueError(
                         f"rules.{name} uses severity {severity!r}, which severity_levels leaves "
                         f"out (allowed: {', '.join(self.severity_levels)})"
                     )
+        for severity, escalation in self.escalation_rules.items():
+            for i, step in enumerate(escalation.then):
+                where = f"escalation_rules.{severity}.then.{i}.raise_to"
+                if SEVERITIES.index(step.raise_to) <= SEVERITIES.index(severity):
+                    raise ValueError(f"{where} ({step.raise_to}) must be worse than {severity}")
+                if step.raise_to not in self.severity_levels:
+                    raise ValueError(f"{where}: {nearest(step.raise_to, self.severity_levels)}")
         return self

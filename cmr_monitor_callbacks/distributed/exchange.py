@@ -59,6 +59,16 @@ class Exchange:
                     raise ExchangeError(str(error)) from error
         self._hash = layout_hash(self.layout.layers)
 
+    def first_text(self, text: str) -> str:
+        """Rank 0's text, on every rank; waits for the others.
+
+        Raises:
+            ExchangeError: a rank did not take part in time.
+        """
+        mine = text.encode() if self.group.rank == 0 else b""
+        everybody = self.group.submit(lambda: self.group.gather_bytes(mine)).take()
+        return everybody[0].decode()
+
     @property
     def payload_length(self) -> int:
         """Float64 numbers that a rank sends for a window."""

@@ -27,12 +27,15 @@ class Exchanged:
         texts: the reasons of their votes, by rank.
         statistics: of all ranks together, columns as agreed on.
         by_rank: column ``1 + r`` is rank ``r``'s, column 0 is empty, durations are left out.
+        cells: shape ``(ranks, 2 * statistics, width)``: values, then samples, of each rank; None
+            where the ranks' numbers were put together on the way.
     """
 
     headers: Sequence[Header]
     texts: Sequence[str]
     statistics: Packed
     by_rank: Packed
+    cells: NDArray[np.float64] | None = None
 
     @property
     def first(self) -> Header:
@@ -77,7 +80,7 @@ def merge(ranks: Ranks) -> Exchanged:
     apart = Packed.empty(1 + len(cells))
     by_rank[:, _GAUGES] = _whole_of_ranks(given)
     apart.values[:, 1:], apart.samples[:, 1:] = by_rank[:, :rows].T, by_rank[:, rows:].T
-    return Exchanged(ranks.headers, ranks.texts, whole, apart)
+    return Exchanged(ranks.headers, ranks.texts, whole, apart, cells)
 
 
 def join(parts: Sequence[Exchanged]) -> Exchanged:

@@ -47,6 +47,7 @@ class Header(NamedTuple):
         invalid_samples: values not taken in the window.
         failures: failures of the monitor in the window.
         processing_time: seconds that the last window's end took.
+        edits: bytes of what rank 0 wants changed in the rules.
     """
 
     rank: float = 0.0
@@ -62,6 +63,7 @@ class Header(NamedTuple):
     invalid_samples: float = 0.0
     failures: float = 0.0
     processing_time: float = 0.0
+    edits: float = 0.0
 
 
 HEADER: Final = len(Header._fields)

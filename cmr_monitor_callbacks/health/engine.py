@@ -1,126 +1,419 @@
-"""The alert engine: a pure function of rules, states, snapshot, step and now."""
+"""The alert engine: all rules on all their series, as arrays.
+
+A pure function of rules, state, numbers, step and time: nothing here reads a clock or a file. The
+state of every instance (a rule on one series) stands in arrays, so that judging thousands of
+instances that are well costs a few dozen array operations.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from cmr_monitor_callbacks.health.rules import AlertRule, Threshold
-from cmr_monitor_callbacks.health.states import AlertState, Phase, Severity, Transition
-from cmr_monitor_callbacks.layers import LayerId, layer_order, matches
-from cmr_monitor_callbacks.packed import METRIC_ROW
-from cmr_monitor_callbacks.snapshot import Snapshot
+import numpy as np
+from numpy.typing import NDArray
 
-Key = tuple[str, LayerId | None]
-States = Mapping[Key, AlertState]
+from cmr_monitor_callbacks.health.limits import Limits
+from cmr_monitor_callbacks.health.memory import Memory
+from cmr_monitor_callbacks.health.numbers import Array, Numbers
+from cmr_monitor_callbacks.health.rules import AlertRule
+from cmr_monitor_callbacks.health.series import Series, beside
+from cmr_monitor_callbacks.health.states import AlertState, Key, Phase, Severity, Transition
+from cmr_monitor_callbacks.layers import LayerId
+
+Mask = NDArray[np.bool_]
+PHASES: Final = tuple(Phase)
+INACTIVE, PENDING, FIRING, RECOVERING, NODATA, ERROR = range(len(PHASES))
+SEVERITY: Final = (None, *Severity)
+"""By level: 0 is none."""
+_KEY: Final = ("rule", "metric", "layer", "rank")
+_EARLY: Final = np.array([0.0, 0.0, 1e-6])[:, None]
+"""Clocks are floats: a second that ends a millionth early has ended."""
+EWMA_WINDOWS: Final = 20
+"""Windows over which the average of ``self.ewma`` mostly reaches."""
+_EWMA_NEEDS: Final = 5
+_ALPHA: Final = 2 / (EWMA_WINDOWS + 1)
 
 
-def evaluate(
-    rules: Iterable[AlertRule],
-    states: States,
-    snapshot: Snapshot,
-    *,
-    step: int,
-    now: float,
-    window: int,
-) -> tuple[dict[Key, AlertState], list[Transition]]:
-    """Judge every rule on a snapshot.
+class AlertEngine:
+    """Judges rules, window by window.
 
     Args:
         rules: the rules.
-        states: alerts as they stood after the last evaluation; those of rules that are gone drop.
-        snapshot: the numbers.
-        step: the window's last step.
-        now: seconds since the Unix epoch.
-        window: number of the window.
 
-    Returns:
-        the alerts that are pending or firing now, by rule and layer, and what changed. Without data
-        an alert stays as it was.
+    Attributes:
+        errors: conditions that failed in the last evaluation: the rule's name and what was raised.
+
+    >>> from cmr_monitor_callbacks.config import AlertConfig
+    >>> from cmr_monitor_callbacks.health import GivenNumbers, compile_rules
+    >>> rule = {"metric": "avg_latency", "condition": ">", "thresholds": {"error": 0.1}}
+    >>> engine = AlertEngine(compile_rules(AlertConfig(rules={"slow": rule})))
+    >>> changes = engine.evaluate(
+    ...     GivenNumbers({("avg_latency", None, None): 0.2}), step=49, now=60.0, window=1
+    ... )
+    >>> [(change.name, change.message) for change in changes]
+    [('firing', 'avg_latency is 0.2 (> 0.1)')]
     """
-    new: dict[Key, AlertState] = {}
-    transitions: list[Transition] = []
-    for rule in rules:
-        for layer, value in _candidates(rule, states, snapshot):
-            old = states.get((rule.name, layer), AlertState(rule.name, layer))
-            state = old if math.isnan(value) else _advance(rule, old, value, step, now, window)
-            if state.phase is not Phase.INACTIVE:
-                new[state.key] = state
-            if (state.phase, state.severity) != (old.phase, old.severity):
-                transitions.append(_transition(rule, old, state, step, now))
-    return new, transitions
+
+    def __init__(self, rules: Sequence[AlertRule]) -> None:
+        self.rules = tuple(rules)
+        self._layout: tuple[tuple[LayerId, ...], int] = ((), 1)
+        self.clear()
+
+    def clear(self) -> None:
+        """No alert is open, nothing was ever judged."""
+        self.errors: list[tuple[str, Exception]] = []
+        self._at = np.zeros((3, 1))
+        self._plan(Memory(0))
+
+    def _plan(self, memory: Memory) -> None:
+        self._series = Series(self.rules, *self._layout)
+        self._limits = Limits(self._series)
+        self._memory = memory
+        self._values = np.full(len(self._series), math.nan)
+        if len(memory) != len(self._series):
+            self._memory = Memory(len(self._series))
+
+    def replace_rules(self, rules: Sequence[AlertRule]) -> list[Key]:
+        """Go on with other rules; alerts of rules that are still there stay as they are.
+
+        Returns:
+            alerts that were open and are no more.
+        """
+        before = {state.key for state in self.open()}
+        self.rules = tuple(rules)
+        self._carry_over(self._layout)
+        return sorted(before - {state.key for state in self.open()}, key=str)
+
+    def _carry_over(self, layout: tuple[tuple[LayerId, ...], int]) -> None:
+        old, memory = self._series, self._memory
+        kept = {old.key(i): i for i in memory.noteworthy().tolist()}
+        self._layout = layout
+        self._plan(Memory(0))
+        if kept:
+            self._memory.take(memory, self._matched(kept))
+
+    def _matched(self, kept: Mapping[Key, int]) -> dict[int, int]:
+        """Where instances are now, by where they were."""
+        names = {key[0] for key in kept}
+        rules = [i for i, rule in enumerate(self.rules) if rule.name in names]
+        places = np.flatnonzero(np.isin(self._series.rule, rules)).tolist()
+        keys = ((i, self._series.key(i)) for i in places)
+        return {kept[key]: i for i, key in keys if key in kept}
+
+    def evaluate(
+        self,
+        numbers: Numbers,
+        *,
+        step: int,
+        now: float,
+        window: int,
+        muted: bool = False,
+        warming_up: bool = False,
+    ) -> list[Transition]:
+        """Judge every rule.
+
+        Args:
+            numbers: of the window.
+            step: the window's last step.
+            now: seconds since the Unix epoch.
+            window: number of the window.
+            muted: whether times and rates of this window are no data.
+            warming_up: whether rules that wait for the end of the warm-up are not judged.
+
+        Returns:
+            what changed.
+        """
+        layout = numbers.layer_ids, numbers.world_size
+        if layout != self._layout:
+            self._carry_over(layout)
+        self.errors = []
+        at = np.array([[step], [window], [now]], dtype=np.float64)
+        limits, memory = self._limits, self._memory
+        raw = self._series.values(numbers)
+        held = (limits.mutable & muted) | (limits.waits & warming_up)
+        raw[held] = math.nan
+        self._values = self._compared(raw)
+        level, data, broken = self._levels(self._values, held)
+        phase, severity = memory.phase.copy(), memory.severity.copy()
+        if phase.any() or level.any() or broken.any() or self._gap_matters(data):
+            self._advance(level, data, broken, held, at)
+        self._at = at
+        self._learn(raw, level)
+        changed = np.flatnonzero((phase != memory.phase) | (severity != memory.severity))
+        return [
+            self._transition(i, int(phase[i]), int(severity[i]), step, now)
+            for i in changed.tolist()
+        ]
+
+    # -- what holds now -----------------------------------------------------------------------
+
+    def _compared(self, raw: Array) -> Array:
+        """Values, those beside what their own series was before where a rule asks for it."""
+        limits, memory = self._limits, self._memory
+        if not len(limits.by_best) and not len(limits.by_ewma):
+            return raw
+        values = raw.copy()
+        young = memory.learned[limits.by_ewma] < _EWMA_NEEDS
+        known = np.where(young, math.nan, memory.ewma[limits.by_ewma])
+        for at, other in ((limits.by_best, memory.best[limits.by_best]), (limits.by_ewma, known)):
+            divided = beside(raw[at], other, ratio=True)
+            values[at] = np.where(limits.as_ratio[at], divided, raw[at] - other)
+        return values
+
+    def _levels(self, values: Array, held: Mask) -> tuple[NDArray[np.int8], Mask, Mask]:
+        """Severity met by each instance (0: none), which have data, whose condition failed."""
+        limits, memory = self._limits, self._memory
+        holds = np.where(memory.phase >= FIRING, memory.severity, 0)
+        met = limits.met(values, memory.before, holds)
+        data = ~np.isnan(values)
+        data[limits.absent] = True
+        if held.any():
+            met[:, held] = False
+            data[held] = False
+        broken = np.zeros(len(values), dtype=bool)
+        for i, rule in limits.tests:
+            if not data[i] or rule.test is None:
+                continue
+            try:
+                met[rule.thresholds[0].severity.rank - 1, i] = bool(rule.test(float(values[i])))
+            except Exception as error:
+                broken[i] = True
+                self.errors.append((rule.name, error))
+        if len(limits.several):
+            at = limits.several
+            met[:, at] = memory.count(met[:, at], data[at], at, limits.m, limits.n)
+        level = np.zeros(len(values), dtype=np.int8)
+        for i, row in enumerate(met):
+            level[row] = i + 1
+        return level, data, broken
+
+    def _gap_matters(self, data: Mask) -> bool:
+        at = self._limits.acting
+        return bool(len(at)) and not (data[at].all() and np.isnan(self._memory.gap[0, at]).all())
+
+    # -- states -------------------------------------------------------------------------------
+
+    def _advance(
+        self, level: NDArray[np.int8], data: Mask, broken: Mask, held: Mask, at: Array
+    ) -> None:
+        memory, limits = self._memory, self._limits
+        gap = self._gaps(data | broken, held, at)
+        data = (data | (gap & limits.gap_is_well)) & ~broken
+        met, ended = data & (level > 0), data & (level == 0)
+        phase = memory.phase
+        begun = met & (phase == INACTIVE)
+        memory.since[:, begun] = at
+        phase[begun] = PENDING
+        memory.quiet[:, met] = math.nan
+        phase[met & (phase > FIRING)] = FIRING
+        ripe = _elapsed(memory.since, at, limits.hold, limits.hold_unit)
+        fired = met & (phase == PENDING) & ripe
+        phase[fired] = FIRING
+        self._end(ended, at)
+        fired |= self._lose(gap & limits.gap_fires, NODATA, at)
+        fired |= self._lose((gap & limits.gap_is_error) | broken, ERROR, at)
+        memory.fired[:, fired] = at
+        self._settle_severity(level, met)
+
+    def _lose(self, lost: Mask, name: int, at: Array) -> Mask:
+        """Alerts that fire for want of data; those that did not fire before."""
+        memory = self._memory
+        fresh: Mask = lost & (memory.phase < FIRING)
+        memory.since[:, lost & (memory.phase == INACTIVE)] = at
+        memory.phase[lost] = name
+        return fresh
+
+    def _settle_severity(self, level: NDArray[np.int8], met: Mask) -> None:
+        memory, limits = self._memory, self._limits
+        nodata, error = memory.phase == NODATA, memory.phase == ERROR
+        level = np.where(nodata, np.maximum(memory.severity, limits.lowest), level)
+        level = np.where(error, limits.error_level, level)
+        known = (memory.phase != INACTIVE) & (met | nodata | error)
+        memory.severity[known] = np.maximum(level, memory.floor)[known]
+        well = memory.phase == INACTIVE
+        memory.severity[well] = 0
+        memory.floor[well] = 0
+
+    def _gaps(self, data: Mask, held: Mask, at: Array) -> Mask:
+        """Instances that are without data for long enough.
+
+        A gap is no recovery and no proof either: the other clocks of an instance without data stand
+        still. Where it was not looked at (``held``), so does that of the gap.
+        """
+        memory, limits = self._memory, self._limits
+        missing = ~data
+        memory.gap[:, data] = math.nan
+        if not missing.any():
+            return missing
+        passed = at - self._at
+        memory.since[:, missing] += passed
+        memory.quiet[:, missing] += passed
+        memory.gap[:, held] += passed
+        memory.gap[:, missing & ~held & np.isnan(memory.gap[0])] = at
+        long = _elapsed(memory.gap, at, limits.gap_for, limits.gap_unit)
+        return missing & ~held & long & limits.acts_without_data
+
+    def _end(self, ended: Mask, at: Array) -> None:
+        """Conditions that hold no more."""
+        memory, limits = self._memory, self._limits
+        phase = memory.phase
+        phase[ended & (phase == PENDING)] = INACTIVE
+        firing = ended & (phase >= FIRING)
+        new = firing & np.isnan(memory.quiet[0])
+        memory.quiet[:, new] = at
+        over = _elapsed(memory.quiet, at, limits.keep, limits.keep_unit)
+        phase[firing & over] = INACTIVE
+        phase[firing & ~over] = RECOVERING
+        memory.quiet[:, phase == INACTIVE] = math.nan
+
+    def _learn(self, raw: Array, level: NDArray[np.int8]) -> None:
+        """What later windows are compared with."""
+        memory, limits = self._memory, self._limits
+        at = limits.frozen
+        memory.before[at] = np.where(np.isnan(raw[at]), memory.before[at], raw[at])
+        at = limits.by_best
+        if len(at):
+            best = memory.best[at]
+            low = limits.least_is_best[at]
+            memory.best[at] = np.where(low, np.fmin(best, raw[at]), np.fmax(best, raw[at]))
+        at = limits.by_ewma
+        if len(at):
+            at = at[~np.isnan(raw[at]) & (level[at] == 0)]  # what is wrong is no measure
+            average = np.where(memory.learned[at] > 0, memory.ewma[at], raw[at])
+            weight = np.maximum(_ALPHA, 1 / (memory.learned[at] + 1))
+            memory.ewma[at] = average + weight * (raw[at] - average)
+            memory.learned[at] += 1
+
+    # -- what people see ----------------------------------------------------------------------
+
+    def open(self) -> tuple[AlertState, ...]:
+        """Alerts that are pending or fire, in the order of the rules."""
+        return tuple(self._state(i) for i in np.flatnonzero(self._memory.phase).tolist())
+
+    def raise_to(self, key: Key, severity: Severity) -> None:
+        """Let an open alert be at least so severe until it ends."""
+        for i in np.flatnonzero(self._memory.phase).tolist():
+            if self._series.key(i) == key:
+                memory = self._memory
+                memory.floor[i] = max(int(memory.floor[i]), severity.rank)
+                memory.severity[i] = max(int(memory.severity[i]), severity.rank)
+
+    def rule_of(self, state: AlertState) -> AlertRule:
+        """The rule of an alert.
+
+        Raises:
+            KeyError: there is no such rule any more.
+        """
+        for rule in self.rules:
+            if rule.name == state.rule:
+                return rule
+        raise KeyError(state.rule)
+
+    def _state(self, i: int) -> AlertState:
+        series, memory = self._series, self._memory
+        rule = self.rules[series.rule[i]]
+        metric = series.metric[i]
+        severity = SEVERITY[memory.severity[i]]
+        phase = PHASES[memory.phase[i]]
+        limit = rule.threshold(severity).fire
+        value = float(self._values[i])
+        state = AlertState(
+            rule=rule.name,
+            metric=metric,
+            layer=series.layer[i],
+            rank=series.rank[i],
+            component=rule.component(metric),
+            phase=phase,
+            severity=severity,
+            since_step=int(memory.since[0, i]),
+            since_time=float(memory.since[2, i]),
+            fired_time=float(memory.fired[2, i]),
+            fired_step=int(np.nan_to_num(memory.fired[0, i], nan=-1)),
+            fired_window=int(np.nan_to_num(memory.fired[1, i], nan=-1)),
+            value=value,
+            threshold=math.nan if isinstance(limit, tuple) else limit,
+            message=self._message(i, rule, value, severity, phase),
+            names_metric=rule.several,
+        )
+        return state
+
+    def _message(
+        self, i: int, rule: AlertRule, value: float, severity: Severity | None, phase: Phase
+    ) -> str:
+        series = self._series
+        layer, rank = self.found_of(i)
+        metric = series.metric[i]
+        where = [f"layer {layer}"] * (layer is not None) + [f"rank {rank}"] * (rank is not None)
+        prefix = f"{', '.join(where)}: " if where else ""
+        if phase is Phase.NODATA or (phase is Phase.ERROR and math.isnan(value)):
+            return f"{prefix}{metric} has no data"
+        if phase is Phase.ERROR:
+            return f"{prefix}the condition of {rule.name} failed on {metric} {value:.3g}"
+        if phase is Phase.INACTIVE:
+            shown = "is well again" if math.isnan(value) else f"is {value:.3g} again"
+            return f"{prefix}{metric} {shown}"
+        return rule.message(
+            {
+                "alert": rule.name,
+                "layer": "" if layer is None else layer,
+                "rank": "" if rank is None else rank,
+                "where": ", ".join(where),
+                "metric": metric,
+                "value": value,
+                "threshold": rule.threshold(severity).fire,
+                "severity": "" if severity is None else severity.value,
+                "condition": rule.condition,
+                "step": int(self._at[0, 0]),
+                "component": rule.component(metric),
+            }
+        )
+
+    def found_of(self, i: int) -> tuple[LayerId | None, int | None]:
+        """Layer and rank of an instance; of several made one, those whose value was taken."""
+        layer, rank = self._series.found.get(i, (None, None))
+        own_layer, own_rank = self._series.layer[i], self._series.rank[i]
+        return (layer if own_layer is None else own_layer), (rank if own_rank is None else own_rank)
+
+    def _transition(self, i: int, before: int, severity: int, step: int, now: float) -> Transition:
+        state = self._state(i)
+        worst = SEVERITY[max(severity, int(self._memory.severity[i]))]
+        now_or_then = state.severity or worst
+        return Transition(state, PHASES[before], step, now, state.message, now_or_then)
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Plain data: the open alerts, and what later windows are compared with."""
+        return {
+            "at": self._at[:, 0].tolist(),
+            "instances": [
+                {
+                    **dict(zip(_KEY, self._series.key(i), strict=True)),
+                    **self._memory.of(i),
+                }
+                for i in self._memory.noteworthy().tolist()
+            ],
+            "layers": list(self._layout[0]),
+            "ranks": self._layout[1],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`; alerts of rules that are gone are left out."""
+        self._layout = tuple(state["layers"]), state["ranks"]
+        self._at = np.array(state["at"], dtype=np.float64)[:, None]
+        self._plan(Memory(0))
+        items: Iterable[Mapping[str, Any]] = state["instances"]
+        kept = {(x["rule"], x["metric"], x["layer"], x["rank"]): n for n, x in enumerate(items)}
+        places = self._matched(kept)
+        for n, item in enumerate(items):
+            if n in places:
+                self._memory.put(places[n], item)
 
 
-def _candidates(
-    rule: AlertRule, states: States, snapshot: Snapshot
-) -> list[tuple[LayerId | None, float]]:
-    """Series whose condition holds now or whose alert is open, with their values: mostly none."""
-    if rule.metric not in METRIC_ROW:
-        value = snapshot.value(rule.metric)
-        return [(None, value)] if rule.layer is None else []
-    values = snapshot.row(rule.metric, rule.over).tolist()
-    if rule.layer is None:
-        return [(None, values[0])]
-    # plain floats: a dozen comparisons cost less than one whole-array test
-    found = {
-        layer: value
-        for layer, value in zip(snapshot.layer_ids, values[1:], strict=True)
-        if rule.suspects(value) or (rule.name, layer) in states
-    }
-    return [
-        (layer, found[layer])
-        for layer in sorted(found, key=layer_order)
-        if matches(rule.layer, layer)
-    ]
-
-
-def _advance(
-    rule: AlertRule, old: AlertState, value: float, step: int, now: float, window: int
-) -> AlertState:
-    threshold = _highest_met(rule, old, value)
-    if threshold is None:
-        return AlertState(rule.name, old.layer, value=value)
-    if old.phase is Phase.INACTIVE:
-        old = replace(old, since_step=step, since_time=now, since_window=window)
-    state = replace(
-        old, severity=threshold.severity, value=value, threshold=threshold.fire, phase=Phase.PENDING
-    )
-    elapsed = {
-        "steps": step - state.since_step,
-        "windows": window - state.since_window,
-        "seconds": now - state.since_time,
-    }[rule.hold_unit]
-    if old.phase is Phase.FIRING or elapsed >= rule.hold:
-        fired = now if old.fired_time is None else old.fired_time
-        state = replace(state, phase=Phase.FIRING, fired_time=fired)
-    return state
-
-
-def _highest_met(rule: AlertRule, old: AlertState, value: float) -> Threshold | None:
-    """The highest threshold met; one that is firing holds until its recovery point is passed."""
-    for threshold in rule.thresholds:
-        holds = old.phase is Phase.FIRING and _at_least(old.severity, threshold.severity)
-        if rule.met(value, threshold.recover if holds else threshold.fire):
-            return threshold
-    return None
-
-
-def _at_least(severity: Severity | None, other: Severity) -> bool:
-    return severity is not None and severity.rank >= other.rank
-
-
-def _transition(
-    rule: AlertRule, old: AlertState, state: AlertState, step: int, now: float
-) -> Transition:
-    threshold = next(
-        (t for t in rule.thresholds if t.severity is (state.severity or old.severity)),
-        rule.thresholds[0],
-    )
-    if state.phase is Phase.INACTIVE:
-        message = f"{rule.metric} is {state.value:.3g} again"
-        if state.layer is not None:
-            message = f"layer {state.layer}: {message}"
-    else:
-        message = rule.message(state.layer, state.value, threshold, step)
-    return Transition(state, old.phase, step, now, message)
+def _elapsed(since: Array, at: Array, amount: Array, unit: NDArray[np.intp]) -> Mask:
+    """Whether a length of time has passed, of each instance in its own unit."""
+    passed = at - since + _EARLY
+    long: Mask = passed[unit, np.arange(passed.shape[1])] >= amount
+    return long

@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 
 from cmr_monitor_callbacks.catalogue import HEALTH_COMPONENTS, METRICS
-from cmr_monitor_callbacks.health.rules import AlertRule
 from cmr_monitor_callbacks.health.states import AlertState, HealthStatus, Phase, Severity
 from cmr_monitor_callbacks.snapshot import Snapshot
 
@@ -70,10 +69,7 @@ class HealthReport:
 
 
 def assess(
-    rules: Iterable[AlertRule],
-    states: Iterable[AlertState],
-    snapshot: Snapshot,
-    last: HealthReport | None = None,
+    states: Iterable[AlertState], snapshot: Snapshot, last: HealthReport | None = None
 ) -> HealthReport:
     """Score components and system; ``last`` is given back if nothing has changed.
 
@@ -89,11 +85,10 @@ def assess(
     known = _known(snapshot)
     if not alerts and last is not None and not last.firing + last.pending and known == last.known:
         return last
-    owner = {rule.name: rule.component for rule in rules}
-    firing = tuple(s for s in alerts if s.phase is Phase.FIRING)
+    firing = tuple(s for s in alerts if s.phase.fires)
     components = {}
     for name in HEALTH_COMPONENTS:
-        on_it = [s for s in firing if owner.get(s.rule) == name]
+        on_it = [s for s in firing if s.component == name]
         components[name] = _component(on_it, known=bool(on_it) or name in known)
     scores = [c.score for c in components.values() if not math.isnan(c.score)]
     score = system_score(scores)

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-from cmr_monitor_callbacks.catalogue import BY_NAME
+from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, METRICS, OWN_METRICS
 from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, RuleConfig
-from cmr_monitor_callbacks.config.alerts import parse_span
+from cmr_monitor_callbacks.config.spans import parse_span
 from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.health.states import Severity
-from cmr_monitor_callbacks.layers import LayerId
+from cmr_monitor_callbacks.layers import LayerId, matches
 
-CONDITIONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-}
+Span = tuple[float, str]
+"""An amount of ``steps``, ``windows`` or ``seconds``."""
+Limit = float | tuple[float, float]
+_MUTED_UNITS: Final = frozenset({"s", "samples/s", "tokens/s"})
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """When a severity starts (``fire``) and when it ends (``recover``)."""
+    """When a severity starts (``fire``) and when it ends (``recover``); NaN: no value is needed."""
 
     severity: Severity
-    fire: float
-    recover: float
+    fire: Limit = math.nan
+    recover: Limit = math.nan
 
 
 @dataclass(frozen=True)
@@ -39,53 +35,97 @@ class AlertRule:
 
     Attributes:
         name: its name.
-        metric: canonical name of the metric.
-        condition: one of `CONDITIONS`.
+        metrics: canonical names of the metrics, an alert for each.
+        condition: see `RuleConfig.condition`.
         thresholds: in falling severity.
         layer: glob over layers, one alert for each; None: the model as a whole.
+        rank: glob over ranks, one alert for each; None: over all ranks.
         over: ``window`` or ``run``.
+        reduce_layers: how the selected layers become one, or ``none``.
+        reduce_ranks: likewise the ranks.
+        versus: what the value is compared with, '' for nothing.
+        as_ratio: value / other, instead of value - other.
         hold: how long the condition must hold before it fires.
-        hold_unit: ``steps``, ``windows`` or ``seconds``.
+        m_of_n: it counts as holding if it held in m of the last n windows with data.
+        keep: how long it goes on firing after the condition ended.
+        no_data: ``keep``, ``ok``, ``alert`` or ``error``.
+        no_data_for: how long there must be no data before that counts.
+        labels: added to the alert's own.
         summary: format of the message; empty for a made one.
+        runbook: where to read on.
+        actions: done once when it starts firing.
+        min_ranks: fewest ranks with which it is judged.
+        warmup: whether it waits for the end of the warm-up.
+        several: whether the metric tells its alerts apart.
+        test: the condition as a function of the value, instead of ``condition``.
     """
 
     name: str
-    metric: str
+    metrics: tuple[str, ...]
     condition: str
     thresholds: tuple[Threshold, ...]
     layer: str | None = None
-    over: Literal["window", "run"] = "window"
-    hold: float = 0.0
-    hold_unit: str = "seconds"
+    rank: str | None = None
+    over: str = "window"
+    reduce_layers: str = "none"
+    reduce_ranks: str = "none"
+    versus: str = ""
+    as_ratio: bool = True
+    hold: Span = (0.0, "seconds")
+    m_of_n: tuple[int, int] = (1, 1)
+    keep: Span = (0.0, "seconds")
+    no_data: str = "keep"
+    no_data_for: Span = (0.0, "seconds")
+    labels: Mapping[str, str] = field(default_factory=dict)
     summary: str = ""
+    runbook: str = ""
+    actions: tuple[str, ...] = ()
+    min_ranks: int = 1
+    warmup: bool = True
+    several: bool = False
+    test: Callable[[float], bool] | None = None
 
-    @property
-    def component(self) -> str:
-        """Component whose health it judges."""
-        return BY_NAME[self.metric].component
+    def component(self, metric: str) -> str:
+        """Component on whose health an alert of this rule counts."""
+        named = self.labels.get("component")
+        owner = BY_NAME[metric].component
+        return named or (owner if owner in HEALTH_COMPONENTS else "monitor")
 
-    def met(self, value: float, threshold: float) -> bool:
-        """Whether something is wrong; NaN never is."""
-        return value == value and CONDITIONS[self.condition](value, threshold)
+    def muted(self, metric: str) -> bool:
+        """Whether validation and the like make a window no data for it: times and rates."""
+        return BY_NAME[metric].unit in _MUTED_UNITS
 
-    def suspects(self, value: float) -> bool:
-        """Whether any threshold is met."""
-        return any(self.met(value, threshold.fire) for threshold in self.thresholds)
+    def threshold(self, severity: Severity | None) -> Threshold:
+        """The threshold of a severity; of one that an alert was raised to, the worst below it."""
+        for threshold in self.thresholds:
+            if severity is None or threshold.severity.rank <= severity.rank:
+                return threshold
+        return self.thresholds[-1]
 
-    def message(self, layer: LayerId | None, value: float, threshold: Threshold, step: int) -> str:
-        """The summary, filled in."""
-        text = self.summary or "{metric} is {value:.3g} ({condition} {threshold:.3g})"
-        if not self.summary and layer is not None:
-            text = "layer {layer}: " + text
-        return text.format(
-            layer=layer,
-            metric=self.metric,
-            value=value,
-            threshold=threshold.fire,
-            severity=threshold.severity.value,
-            condition=self.condition,
-            step=step,
-        )
+    def message(self, values: Mapping[str, Any]) -> str:
+        """The summary, filled in; one that cannot be filled in becomes a made one."""
+        if self.summary:
+            try:
+                return self.summary.format(**values)
+            except (ValueError, TypeError):  # a format for numbers, given a pair
+                pass
+        where = [f"{name} {values[name]}" for name in ("layer", "rank") if values[name] != ""]
+        prefix = f"{', '.join(where)}: " if where else ""
+        return f"{prefix}{values['metric']} {self._what(values)}"
+
+    def _what(self, values: Mapping[str, Any]) -> str:
+        if self.condition in ("nonfinite", "frozen", "absent"):
+            return {
+                "nonfinite": "got a value that is not finite",
+                "frozen": f"has not changed from {values['value']:.3g}",
+                "absent": "has no data",
+            }[self.condition]
+        beside = f" {'times' if self.as_ratio else 'over'} {self.versus}" if self.versus else ""
+        limit = values["threshold"]
+        shown = f"[{limit[0]:.3g}, {limit[1]:.3g}]" if isinstance(limit, tuple) else f"{limit:.3g}"
+        condition = self.condition if self.test is None else "meets"
+        shown = shown if self.test is None else getattr(self.test, "__name__", "its condition")
+        return f"is {values['value']:.3g}{beside} ({condition} {shown})"
 
 
 _SHORT_FORM: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
@@ -95,7 +135,9 @@ _SHORT_FORM: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
 }
 
 
-def compile_rules(alerts: AlertConfig, thresholds: AlertThresholds) -> tuple[AlertRule, ...]:
+def compile_rules(
+    alerts: AlertConfig, thresholds: AlertThresholds | None = None
+) -> tuple[AlertRule, ...]:
     """Rules of the configuration and of its short form ``alert_thresholds``.
 
     The short form's rules are of the highest severity in use up to ``error``.
@@ -103,7 +145,8 @@ def compile_rules(alerts: AlertConfig, thresholds: AlertThresholds) -> tuple[Ale
     Raises:
         ConfigError: a threshold is set in two places, or for a rule that does not exist.
     """
-    rules = {name: _compile(name, rule) for name, rule in alerts.rules.items()}
+    thresholds = thresholds or AlertThresholds()
+    rules = {name: compile_rule(name, rule) for name, rule in alerts.rules.items() if rule.enabled}
     for key, value in (thresholds.model_extra or {}).items():
         rules[key] = _override(key, value, rules)
     severity = [Severity(s) for s in alerts.severity_levels if s != "critical"] or [
@@ -120,29 +163,61 @@ def compile_rules(alerts: AlertConfig, thresholds: AlertThresholds) -> tuple[Ale
         for metric, condition in targets:
             name = key if len(targets) == 1 else f"{key}:{metric}"
             rules[name] = AlertRule(
-                name, metric, condition, (Threshold(severity[-1], limit, limit),)
+                name, (metric,), condition, (Threshold(severity[-1], limit, limit),)
             )
     return tuple(rules.values())
 
 
-def _compile(name: str, config: RuleConfig) -> AlertRule:
-    hold, unit = parse_span(config.for_)
+def compile_rule(name: str, config: RuleConfig) -> AlertRule:
+    """One rule of the configuration."""
     thresholds = [
-        Threshold(Severity(s), t.fire, t.fire if t.recover is None else t.recover)
-        for s, t in config.thresholds.items()
+        Threshold(
+            Severity(severity),
+            math.nan if given.fire is None else given.fire,
+            math.nan
+            if given.fire is None
+            else (given.fire if given.recover is None else given.recover),
+        )
+        for severity, given in config.thresholds.items()
     ]
     thresholds.sort(key=lambda t: -t.severity.rank)
+    compare = config.compare
+    versus = "" if compare is None else compare.vs
+    several = config.metric not in BY_NAME
     return AlertRule(
         name=name,
-        metric=config.metric,
+        metrics=tuple(_meant(config)) if several else (config.metric,),
         condition=config.condition,
         thresholds=tuple(thresholds),
         layer=config.select.layer,
+        rank=config.select.rank,
         over=config.over,
-        hold=hold,
-        hold_unit=unit,
+        reduce_layers=config.reduce.layer,
+        reduce_ranks=config.reduce.rank,
+        versus=versus,
+        as_ratio=compare is None or compare.as_ == "ratio",
+        hold=parse_span(config.for_),
+        m_of_n=config.m_of_n or (1, 1),
+        keep=parse_span(config.keep_firing_for),
+        no_data=config.no_data.mode,
+        no_data_for=parse_span(config.no_data.for_),
+        labels=config.labels,
         summary=config.summary,
+        runbook=config.runbook,
+        actions=config.actions,
+        min_ranks=max(config.min_ranks, 2 if versus.startswith("ranks.") else 1),
+        warmup=config.warmup,
+        several=several,
     )
+
+
+def _meant(config: RuleConfig) -> Iterable[str]:
+    """Metrics that a glob means; health judges other things than itself."""
+    component = config.select.component or "*"
+    for info in (*METRICS, *OWN_METRICS):
+        wanted = matches(component, info.component) and matches(config.metric, info.name)
+        if wanted and info.component != "health":
+            yield info.name
 
 
 def _override(key: str, value: float, rules: Mapping[str, AlertRule]) -> AlertRule:
@@ -159,3 +234,14 @@ def _override(key: str, value: float, rules: Mapping[str, AlertRule]) -> AlertRu
         )
     limit = float(value)
     return replace(rule, thresholds=(Threshold(rule.thresholds[0].severity, limit, limit),))
+
+
+def literal_layers(pattern: str) -> list[LayerId]:
+    """Layers that a glob names without any wildcard.
+
+    >>> literal_layers("4|encoder|1*")
+    [4, 'encoder']
+    """
+    parts = [part.strip() for part in pattern.split("|")]
+    plain = [part for part in parts if part and not any(sign in part for sign in "*?[")]
+    return [int(part) if part.isdecimal() else part for part in plain]

@@ -29,6 +29,7 @@ from cmr_monitor_callbacks.events import (
     Number,
 )
 from cmr_monitor_callbacks.folding import FIRST_ROW, STORES
+from cmr_monitor_callbacks.nonfinite import ROW_OF
 from cmr_monitor_callbacks.packed import ROW, Packed
 
 KINDS: Final = ("capture", "reconstruction", "buffer", "retrieval")
@@ -194,7 +195,10 @@ class CellRead:
                     packed.values[at, slot] += value
                 elif math.isnan(packed.values[at, slot]):
                     packed.values[at, slot] = value
-            packed.values[_NONFINITE, slot] += cells[3].sum()
+            if cells[3].any():
+                packed.values[_NONFINITE, slot] += cells[3].sum()
+                for name, count in zip(RECORDS[kind], cells[3], strict=False):
+                    packed.values[ROW_OF[kind, name], slot] += count
 
     def rejected(self) -> list[tuple[str, int, str, int]]:
         """Component, column, field and number of the values that were not taken; after `add_to`."""

@@ -14,6 +14,7 @@ from cmr_monitor_callbacks.catalogue import STATISTICS
 from cmr_monitor_callbacks.distributed import moved
 from cmr_monitor_callbacks.folding import TIMER_ROWS
 from cmr_monitor_callbacks.layers import Layout
+from cmr_monitor_callbacks.nonfinite import ROW_OF
 from cmr_monitor_callbacks.packed import ROW, Packed, Reader
 from cmr_monitor_callbacks.ranks import FORWARD_COUNTER, FORWARD_METRIC, put_greatest, put_rates
 from cmr_monitor_callbacks.recording.cells import DeviceCells
@@ -167,7 +168,11 @@ class Ledger:
             packed.samples[self._live] += 1
         for sample in self.recorder.invalid:
             self.invalid_samples += 1
-            packed.values[ROW["nonfinite_count"], sample.column] += sample.nonfinite
+            if sample.nonfinite:
+                packed.values[ROW["nonfinite_count"], sample.column] += 1
+                row = ROW_OF.get((sample.component, sample.field))
+                if row is not None:
+                    packed.values[row, sample.column] += 1
             self._on_invalid(sample)
         self.recorder.invalid.clear()
         self.current.fold(packed, reads)

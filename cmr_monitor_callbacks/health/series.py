@@ -1,0 +1,277 @@
+"""Which series rules look at, and their values, for all rules at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmr_monitor_callbacks.health.numbers import Array, Numbers
+from cmr_monitor_callbacks.health.rules import AlertRule, literal_layers
+from cmr_monitor_callbacks.health.states import Key
+from cmr_monitor_callbacks.layers import LayerId, layer_order, matches
+from cmr_monitor_callbacks.packed import METRIC_ROW
+from cmr_monitor_callbacks.snapshot import By, Table
+
+Places = NDArray[np.intp]
+NOWHERE: Final = -1
+"""Place of a number that is in no table."""
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Series of a rule that are compared with each other, or of which several become one.
+
+    Attributes:
+        rule: the rule.
+        start: first of its instances; they lie together.
+        shape: metrics, layers, ranks before any become one.
+        source: table.
+        places: in it, flat, of all series.
+        own: names and ranks of the numbers that are in no table, with their places in the grid.
+        ranks: by place on the last axis.
+        layers: by place on the middle axis.
+    """
+
+    rule: AlertRule
+    start: int
+    shape: tuple[int, int, int]
+    source: tuple[Table, By]
+    places: Places
+    own: list[tuple[int, str, int | None]]
+    layers: Sequence[LayerId | None]
+    ranks: Sequence[int | None]
+
+
+class Series:
+    """The series that some rules look at, in one order: the instances of the rules.
+
+    Args:
+        rules: the rules.
+        layers: of the tables, from column 1 on.
+        ranks: number of ranks.
+
+    Attributes:
+        rules: the rules.
+        counts: instances of each rule.
+        rule: by instance, the rule's place in ``rules``.
+        metric: by instance; canonical name.
+        layer: by instance; None: the whole.
+        rank: by instance; None: over all ranks.
+        found: where a series of several was taken, its layer and rank, by instance.
+    """
+
+    def __init__(self, rules: Sequence[AlertRule], layers: Sequence[LayerId], ranks: int) -> None:
+        self.rules = tuple(rules)
+        self._columns: dict[LayerId | None, int] = {None: 0}
+        self._columns.update({layer: 1 + i for i, layer in enumerate(layers)})
+        self._ranks = ranks
+        self.metric: list[str] = []
+        self.layer: list[LayerId | None] = []
+        self.rank: list[int | None] = []
+        self.counts: list[int] = []
+        self.found: dict[int, tuple[LayerId | None, int | None]] = {}
+        self._gathered: dict[tuple[Table, By], tuple[list[Places], list[Places]]] = {}
+        self._own: list[tuple[int, str, int | None]] = []
+        self._grids: list[_Grid] = []
+        for rule in self.rules:
+            before = len(self.metric)
+            if ranks >= rule.min_ranks:
+                self._add(rule)
+            self.counts.append(len(self.metric) - before)
+        self.rule = np.repeat(np.arange(len(self.rules)), self.counts)
+        self._plain = [
+            (source, np.concatenate(at), np.concatenate(places))
+            for source, (at, places) in self._gathered.items()
+        ]
+
+    def __len__(self) -> int:
+        return len(self.metric)
+
+    def key(self, i: int) -> Key:
+        """What tells an instance apart, whatever the order."""
+        return self.rules[self.rule[i]].name, self.metric[i], self.layer[i], self.rank[i]
+
+    def _add(self, rule: AlertRule) -> None:
+        layers: list[LayerId | None] = [None]
+        if rule.layer is not None:
+            known = [layer for layer in self._columns if layer is not None]
+            chosen: set[LayerId] = {layer for layer in known if matches(rule.layer, layer)}
+            if rule.condition == "absent":  # one that never came is absent too
+                texts = set(map(str, known))
+                chosen |= {x for x in literal_layers(rule.layer) if str(x) not in texts}
+            layers = [*sorted(chosen, key=layer_order)]
+        ranks: list[int | None] = [None]
+        if rule.rank is not None:
+            ranks = [rank for rank in range(self._ranks) if matches(rule.rank, rank)]
+        if not layers or not ranks:
+            return
+        grid = _Grid(
+            rule,
+            len(self.metric),
+            (len(rule.metrics), len(layers), len(ranks)),
+            self._source(rule),
+            self._places(rule, layers, ranks),
+            [
+                (i, metric, rank if self._ranks > 1 else None)
+                for i, (metric, layer, rank) in enumerate(
+                    (m, c, r) for m in rule.metrics for c in layers for r in ranks
+                )
+                if metric not in METRIC_ROW and layer is None
+            ],
+            layers,
+            ranks,
+        )
+        by_layer: Sequence[LayerId | None] = layers if rule.reduce_layers == "none" else [None]
+        by_rank: Sequence[int | None] = ranks if rule.reduce_ranks == "none" else [None]
+        for metric in rule.metrics:
+            for layer in by_layer:
+                self.metric.extend([metric] * len(by_rank))
+                self.layer.extend([layer] * len(by_rank))
+                self.rank.extend(by_rank)
+        if (rule.reduce_layers, rule.reduce_ranks) != ("none", "none") or rule.versus.startswith(
+            "ranks."
+        ):
+            self._grids.append(grid)
+            return
+        at, places = self._gathered.setdefault(grid.source, ([], []))
+        at.append(np.arange(grid.start, len(self.metric)))
+        places.append(grid.places)
+        self._own += [(grid.start + i, name, rank) for i, name, rank in grid.own]
+
+    def _source(self, rule: AlertRule) -> tuple[Table, By]:
+        over = "nonfinite" if rule.condition == "nonfinite" else rule.over
+        by: By = "layer"
+        if rule.rank is not None and self._ranks > 1:
+            by = "rank" if rule.layer is None else "cell"
+        return cast(Table, over), by
+
+    def _places(
+        self, rule: AlertRule, layers: Sequence[LayerId | None], ranks: Sequence[int | None]
+    ) -> Places:
+        """Places in the rule's table, flat, of metrics × layers × ranks."""
+        width = len(self._columns)
+        columns = np.array([self._columns.get(layer, NOWHERE) for layer in layers])
+        rows = np.array([METRIC_ROW.get(metric, NOWHERE) for metric in rule.metrics])
+        by = self._source(rule)[1]
+        if by == "layer":
+            columns = np.repeat(columns, len(ranks))
+            size = width
+        else:
+            numbers = np.array(ranks, dtype=np.intp)
+            size = 1 + self._ranks if by == "rank" else self._ranks * width
+            across = 1 + numbers if by == "rank" else numbers * width
+            lost = columns < 0
+            columns = (columns[:, None] * (by == "cell") + across[None, :]).ravel()
+            columns[np.repeat(lost, len(ranks))] = NOWHERE
+        places = rows[:, None] * size + columns[None, :]
+        places[rows < 0] = NOWHERE
+        places[:, columns < 0] = NOWHERE
+        flat: Places = places.ravel()
+        return flat
+
+    def values(self, numbers: Numbers) -> Array:
+        """The value of every instance; NaN is no data."""
+        out = np.full(len(self), math.nan)
+        for source, at, places in self._plain:
+            out[at] = _taken(numbers.table(*source), places)
+        for i, name, rank in self._own:
+            out[i] = numbers.own_value(name, rank)
+        if self._grids:
+            self.found.clear()
+            for grid in self._grids:
+                self._put_grid(grid, numbers, out)
+        return out
+
+    def _put_grid(self, grid: _Grid, numbers: Numbers, out: Array) -> None:
+        flat = _taken(numbers.table(*grid.source), grid.places)
+        for i, name, rank in grid.own:
+            flat[i] = numbers.own_value(name, rank)
+        values = flat.reshape(grid.shape)
+        rule = grid.rule
+        if rule.versus.startswith("ranks."):
+            how = "median"
+            if rule.versus == "ranks.best":
+                how = "min" if rule.condition in (">", ">=") else "max"
+            values = beside(values, _folded(values, how, 2)[..., None], ratio=rule.as_ratio)
+        best = None
+        if rule.reduce_ranks != "none":
+            best = _place_of(values, rule.reduce_ranks)
+            values = _folded(values, rule.reduce_ranks, 2)[..., None]
+        layers_of = None
+        if rule.reduce_layers != "none":
+            layers_of = _place_of(np.moveaxis(values, 1, 2), rule.reduce_layers)
+            values = _folded(values, rule.reduce_layers, 1)[:, None, :]
+        out[grid.start : grid.start + values.size] = values.ravel()
+        self._note_found(grid, values.shape, best, layers_of)
+
+    def _note_found(
+        self,
+        grid: _Grid,
+        shape: tuple[int, ...],
+        ranks_of: Places | None,
+        layers_of: Places | None,
+    ) -> None:
+        """Remember which layer and rank a greatest or least is of."""
+        if ranks_of is None and layers_of is None:
+            return
+        for i, (metric, layer_at, rank_at) in enumerate(np.ndindex(*shape)):
+            layer = rank = None
+            if layers_of is not None:
+                layer_at = int(layers_of[metric, rank_at])
+                layer = grid.layers[layer_at] if layer_at >= 0 else None
+            if ranks_of is not None and layer_at >= 0:
+                at = int(ranks_of[metric, layer_at])
+                rank = grid.ranks[at] if at >= 0 else None
+            self.found[grid.start + i] = layer, rank
+
+
+def _taken(table: Array, places: Places) -> Array:
+    return np.append(table, math.nan)[places]
+
+
+def beside(values: Array, other: Array, *, ratio: bool) -> Array:
+    """Value / other, NaN where the other is not positive; or value - other."""
+    if not ratio:
+        return values - other
+    out = np.full(np.broadcast(values, other).shape, math.nan)
+    np.divide(values, other, out=out, where=other > 0)
+    return out
+
+
+def _folded(values: Array, how: str, axis: int) -> Array:
+    """Many values to one along an axis; those without data left out."""
+    if how == "max":
+        return cast(Array, np.fmax.reduce(values, axis=axis))
+    if how == "min":
+        return cast(Array, np.fmin.reduce(values, axis=axis))
+    known = ~np.isnan(values)
+    count = known.sum(axis=axis)
+    if how == "mean":
+        total = np.where(known, values, 0.0).sum(axis=axis)
+        mean = np.full(total.shape, math.nan)
+        np.divide(total, count, out=mean, where=count > 0)
+        return mean
+    # NaN sorts to the end, so the first `count` of each row are the values
+    ordered = np.moveaxis(np.sort(values, axis=axis), axis, -1)
+    at = (0.5 if how == "median" else 0.95) * np.maximum(count - 1, 0)
+    low = np.floor(at).astype(np.intp)
+    high = np.minimum(low + 1, np.maximum(count - 1, 0))
+    below = np.take_along_axis(ordered, low[..., None], -1)[..., 0]
+    above = np.take_along_axis(ordered, high[..., None], -1)[..., 0]
+    return cast(Array, below + (at - low) * (above - below))
+
+
+def _place_of(values: Array, how: str) -> Places | None:
+    """Where on the last axis the greatest or least is; -1 without data; None for another fold."""
+    if how not in ("max", "min"):
+        return None
+    filler = -math.inf if how == "max" else math.inf
+    filled = np.where(np.isnan(values), filler, values)
+    at = filled.argmax(axis=-1) if how == "max" else filled.argmin(axis=-1)
+    at[np.isnan(values).all(axis=-1)] = NOWHERE
+    return cast(Places, at)
