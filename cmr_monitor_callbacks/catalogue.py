@@ -167,6 +167,7 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         "batch_optimizations",
         "prefetch_hits",
     ),
+    *_statistics("waiting", Store.SUM, "waited_wall_seconds"),
     *_statistics("nonfinite", Store.COUNT, *NONFINITE.values()),
 )
 
@@ -327,6 +328,8 @@ _NOT_LOGGED: Final = frozenset(
         "states_overwritten",
         "states_merged",
         "clear_count",
+        "turnover",
+        "data_wait_share",
         "retrieval_hits",
         "sequence_length",
         "padding_share",
@@ -526,6 +529,14 @@ _ALL_METRICS: Final[tuple[MetricInfo, ...]] = (
         "evicted / stored",
         polarity=Polarity.LOWER,
     ),
+    _ratio(
+        "buffer",
+        "turnover",
+        "eviction_count",
+        "total_entries",
+        "evicted / entries held now: how many times what it holds was replaced",
+        polarity=Polarity.LOWER,
+    ),
     # retrieval
     _counter("retrieval", "total_retrievals", "operations", "retrieval operations"),
     _counter("retrieval", "entries_retrieved", "states", "entries given back"),
@@ -632,6 +643,14 @@ _ALL_METRICS: Final[tuple[MetricInfo, ...]] = (
         "data_wait_seconds",
         "#data_wait_seconds",
         "time between batches, validation not counted",
+    ),
+    _ratio(
+        "timing",
+        "data_wait_share",
+        "data_wait_seconds",
+        "waited_wall_seconds",
+        "waiting for data / wall seconds of the steps",
+        polarity=Polarity.LOWER,
     ),
     _mean_seconds(
         "timing",

@@ -134,6 +134,8 @@ class CMRPerformanceMonitor:
         self._fatal: str
         self._edits: str
         self._own_by_rank: dict[str, NDArray[np.float64]]
+        self._own_window: dict[str, float]
+        self._counted: dict[str, float]
         self._sent: Packed | None
         self._undecided: Exchanged | None
         self._votes: dict[str, str]
@@ -520,6 +522,7 @@ class CMRPerformanceMonitor:
             run_by_rank=reading.run_by_rank,
             window_statistics=reading.statistics,
             cells=None if exchanged is None else exchanged.cells,
+            own_window=self._own_window if stage == "train" else {},
             own_by_rank=self._own_by_rank if stage == "train" else {},
         )
 
@@ -722,6 +725,8 @@ class CMRPerformanceMonitor:
                 self._others[name] = everybody - mine
         for name, others in self._others.items():
             own[name] += others
+        self._own_window = {name: own[name] - self._counted.get(name, 0.0) for name in own}
+        self._counted = dict(own)
         own["overhead_seconds"] = float(reading.run.values[ROW["monitor_seconds"], 0])
         own["processing_time"] = self._processing
         if exchanged is not None:
@@ -805,6 +810,8 @@ class CMRPerformanceMonitor:
         self._muted = False
         self._edits = self._fatal = ""
         self._own_by_rank = {}
+        self._own_window = {}
+        self._counted = {}
         self._sent = self._undecided = self._best = None
         self._votes = {}
         self._asked = {}

@@ -154,6 +154,9 @@ _CAPTURED, _STORED, _COUNTED = (
 _GAUGE_METRICS = [
     METRIC_ROW[name] for name in ("total_entries", "capacity", "utilization_rate", "memory_size_mb")
 ]
+_EVICTED, _HELD, _TURNOVER = (
+    METRIC_ROW[name] for name in ("eviction_count", "total_entries", "turnover")
+)
 _RATIOS, _UPPER, _LOWER = _index((Kind.RATIO, Kind.MEAN))
 _QUANTILES = [i for i, m in enumerate(METRICS) if m.kind is Kind.QUANTILE]
 _QS = np.array(sorted({METRICS[i].quantile for i in _QUANTILES}))
@@ -209,6 +212,7 @@ class Reader:
         errors, operations = values[_ERRORS].sum(axis=1).tolist()
         out[_ERROR_RATE, 0] = errors / operations if operations > 0 else math.nan
         _read_gauges(packed.values, run.values[ROW["entries_seen"]], out)
+        np.divide(out[_EVICTED], out[_HELD], out=out[_TURNOVER], where=out[_HELD] > 0)
         out[_QUANTILES, 0] = quantiles(packed.histograms, _QS, packed.extremes)[_QUANTILE_AT]
         return out
 

@@ -46,6 +46,7 @@ class Snapshot:
         window_statistics: packed statistics of the window.
         cells: shape ``(ranks, 2 * statistics, 1 + layers)``: values, then samples of the window, of
             each rank; None where there is one process, or where only the ranks' wholes are known.
+        own_window: of the monitor's own counters what the window added, by name.
         own_by_rank: the monitor's own numbers that each rank has, by name, shape ``(ranks,)``.
 
     >>> Snapshot.empty("train").value("capture_efficiency")
@@ -67,6 +68,7 @@ class Snapshot:
     run_by_rank: Packed | None = field(default=None, repr=False)
     window_statistics: Packed = field(default_factory=lambda: Packed.empty(1), repr=False)
     cells: NDArray[np.float64] | None = field(default=None, repr=False)
+    own_window: Mapping[str, float] = field(default_factory=dict, repr=False)
     own_by_rank: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -126,7 +128,9 @@ class Snapshot:
         row = METRIC_ROW.get(name)
         if row is None:
             alone = rank is None or self.world_size == 1
-            return self.own_value(name, None if alone else rank) if layer is None else math.nan
+            if layer is not None:
+                return math.nan
+            return self.own_value(name, None if alone else rank, over)
         column = self._column(layer)
         if column is None:
             return math.nan
@@ -137,8 +141,10 @@ class Snapshot:
             return float(self.table(over, "cell")[row, cell])
         return float((self.run if over == "run" else self.window)[row, column])
 
-    def own_value(self, name: str, rank: int | None) -> float:
+    def own_value(self, name: str, rank: int | None, over: Over) -> float:
         """One of the monitor's own numbers, of the whole or of a rank; NaN is no data."""
+        if rank is None and over == "window" and name in self.own_window:
+            return self.own_window[name]
         if rank is None:
             return self.own.get(name, math.nan)
         by_rank = self.own_by_rank.get(name)

@@ -127,9 +127,8 @@ class RouteConfig(Settings):
     """Most notices; critical ones are always sent."""
 
 
-def _preset(name: str) -> dict[Any, Any]:
-    node: dict[Any, Any] = load_preset("default")["alerts"][name]
-    return node
+def _preset(name: str) -> Any:
+    return load_preset("default")["alerts"][name]
 
 
 class AlertConfig(Settings):
@@ -161,7 +160,7 @@ class AlertConfig(Settings):
     ``name``, is allowed too."""
     rules_file: str | None = None
     """A YAML file of rules beside these, read again during the run where it was edited."""
-    inhibit: tuple[InhibitConfig, ...] = ()
+    inhibit: tuple[InhibitConfig, ...] = Field(default_factory=lambda: tuple(_preset("inhibit")))
     """Alerts that keep others from being told of."""
     silences: tuple[SilenceConfig, ...] = ()
     """Alerts that are known."""

@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import eq, ge, gt, le, lt, ne
-from typing import Final
+from typing import Any, Final
 
 from cmr_monitor_callbacks.catalogue import canonical
 from cmr_monitor_callbacks.errors import nearest
 
-COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
+COMPARISONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     ">": gt,
     ">=": ge,
     "<": lt,
@@ -19,7 +19,7 @@ COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "==": eq,
     "!=": ne,
 }
-"""Conditions of one number, by name."""
+"""Conditions of a number, or of an array of them, by name."""
 
 _NUMBER: Final = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _COMPARISON: Final = re.compile(rf"\s*(>=|<=|==|!=|>|<)\s*({_NUMBER})\s*")
@@ -54,7 +54,7 @@ class Comparison:
 
     def holds(self, value: float) -> bool:
         """Whether it holds; NaN never does."""
-        return value == value and COMPARISONS[self.condition](value, self.limit)
+        return value == value and bool(COMPARISONS[self.condition](value, self.limit))
 
 
 Expression = tuple[tuple[Comparison, ...], ...]

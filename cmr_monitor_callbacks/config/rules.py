@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, canonical
+from cmr_monitor_callbacks.config.conditions import parse_expression
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.spans import Span
 from cmr_monitor_callbacks.errors import nearest
@@ -126,6 +127,9 @@ class RuleConfig(Settings):
     """The value beside another; null: the value itself."""
     condition: Condition = ">"
     """How the value stands to the threshold when something is wrong."""
+    when: str | None = None
+    """What must hold besides, of the same series: comparisons of metrics with numbers, joined by
+    ``and`` and ``or``; null: nothing."""
     thresholds: dict[Severity, ThresholdConfig] = Field(min_length=1)
     """By severity; the highest one met counts. A plain number is ``fire``."""
     for_: Span = Field(default=0, alias="for")
@@ -162,6 +166,13 @@ class RuleConfig(Settings):
             return canonical(name)
         except KeyError as error:
             raise ValueError(error.args[0]) from None
+
+    @field_validator("when")
+    @classmethod
+    def _readable(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_expression(text)
+        return text
 
     @field_validator("thresholds", mode="before")
     @classmethod
@@ -222,6 +233,8 @@ class RuleConfig(Settings):
         for name in ("layer", "rank"):
             if getattr(self.reduce, name) != "none" and getattr(self.select, name) is None:
                 raise ValueError(f"reduce.{name} needs select.{name}, such as '*'")
+        if self.when is not None and (self.reduce.layer, self.reduce.rank) != ("none", "none"):
+            raise ValueError("when speaks of single series; leave reduce out")
         if self.select.component is not None and self.metric in BY_NAME:
             raise ValueError("select.component needs a glob as metric, such as '*'")
         return self

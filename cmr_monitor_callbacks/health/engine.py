@@ -136,6 +136,9 @@ class AlertEngine:
         raw[held] = math.nan
         self._values = self._compared(raw)
         level, data, broken = self._levels(self._values, held)
+        excluded = self._series.excluded(numbers)
+        if excluded is not None:
+            level[excluded] = 0
         phase, severity = memory.phase.copy(), memory.severity.copy()
         if phase.any() or level.any() or broken.any() or self._gap_matters(data):
             self._advance(level, data, broken, held, at)
@@ -330,8 +333,8 @@ class AlertEngine:
             since_step=int(memory.since[0, i]),
             since_time=float(memory.since[2, i]),
             fired_time=float(memory.fired[2, i]),
-            fired_step=int(np.nan_to_num(memory.fired[0, i], nan=-1)),
-            fired_window=int(np.nan_to_num(memory.fired[1, i], nan=-1)),
+            fired_step=_whole(memory.fired[0, i]),
+            fired_window=_whole(memory.fired[1, i]),
             value=value,
             threshold=math.nan if isinstance(limit, tuple) else limit,
             message=self._message(i, rule, value, severity, phase),
@@ -417,3 +420,7 @@ def _elapsed(since: Array, at: Array, amount: Array, unit: NDArray[np.intp]) -> 
     passed = at - since + _EARLY
     long: Mask = passed[unit, np.arange(passed.shape[1])] >= amount
     return long
+
+
+def _whole(number: float) -> int:
+    return -1 if number != number else int(number)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cmr_monitor_callbacks.catalogue import canonical
 from cmr_monitor_callbacks.layers import LayerId
 from cmr_monitor_callbacks.packed import METRIC_ROW
-from cmr_monitor_callbacks.snapshot import By, Table
+from cmr_monitor_callbacks.snapshot import By, Over, Table
 
 Array = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class Numbers(Protocol):
         """
         ...
 
-    def own_value(self, name: str, rank: int | None) -> float:
+    def own_value(self, name: str, rank: int | None, over: Over) -> float:
         """A metric that is in no table; NaN is no data."""
         ...
 
@@ -128,6 +128,6 @@ class GivenNumbers:
         counts = self._tables["nonfinite"][by]
         return np.where(np.isnan(counts) & ~np.isnan(values), 0.0, counts)
 
-    def own_value(self, name: str, rank: int | None) -> float:
+    def own_value(self, name: str, rank: int | None, over: Over) -> float:
         """See `Numbers.own_value`."""
         return self._own.get((name, rank), math.nan)

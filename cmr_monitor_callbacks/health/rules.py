@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, METRICS, OWN_METRICS
 from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, RuleConfig
+from cmr_monitor_callbacks.config.conditions import Expression, parse_expression
 from cmr_monitor_callbacks.config.spans import parse_span
 from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.health.states import Severity
@@ -45,6 +46,7 @@ class AlertRule:
         reduce_ranks: likewise the ranks.
         versus: what the value is compared with, '' for nothing.
         as_ratio: value / other, instead of value - other.
+        when: what must hold besides, of the same layer and rank; see `parse_expression`.
         hold: how long the condition must hold before it fires.
         m_of_n: it counts as holding if it held in m of the last n windows with data.
         keep: how long it goes on firing after the condition ended.
@@ -71,6 +73,7 @@ class AlertRule:
     reduce_ranks: str = "none"
     versus: str = ""
     as_ratio: bool = True
+    when: Expression = ()
     hold: Span = (0.0, "seconds")
     m_of_n: tuple[int, int] = (1, 1)
     keep: Span = (0.0, "seconds")
@@ -196,6 +199,7 @@ def compile_rule(name: str, config: RuleConfig) -> AlertRule:
         reduce_ranks=config.reduce.rank,
         versus=versus,
         as_ratio=compare is None or compare.as_ == "ratio",
+        when=() if config.when is None else parse_expression(config.when),
         hold=parse_span(config.for_),
         m_of_n=config.m_of_n or (1, 1),
         keep=parse_span(config.keep_firing_for),

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmr_monitor_callbacks.config.conditions import COMPARISONS
 from cmr_monitor_callbacks.health.numbers import Array, Numbers
 from cmr_monitor_callbacks.health.rules import AlertRule, literal_layers
 from cmr_monitor_callbacks.health.states import Key
 from cmr_monitor_callbacks.layers import LayerId, layer_order, matches
 from cmr_monitor_callbacks.packed import METRIC_ROW
-from cmr_monitor_callbacks.snapshot import By, Table
+from cmr_monitor_callbacks.snapshot import By, Over, Table
 
 Places = NDArray[np.intp]
 NOWHERE: Final = -1
@@ -42,7 +43,7 @@ class _Grid:
     shape: tuple[int, int, int]
     source: tuple[Table, By]
     places: Places
-    own: list[tuple[int, str, int | None]]
+    own: list[tuple[int, str, int | None, Over]]
     layers: Sequence[LayerId | None]
     ranks: Sequence[int | None]
 
@@ -76,8 +77,11 @@ class Series:
         self.counts: list[int] = []
         self.found: dict[int, tuple[LayerId | None, int | None]] = {}
         self._gathered: dict[tuple[Table, By], tuple[list[Places], list[Places]]] = {}
-        self._own: list[tuple[int, str, int | None]] = []
+        self._own: list[tuple[int, str, int | None, Over]] = []
         self._grids: list[_Grid] = []
+        self._whens: list[
+            tuple[AlertRule, int, Sequence[LayerId | None], Sequence[int | None]]
+        ] = []
         for rule in self.rules:
             before = len(self.metric)
             if ranks >= rule.min_ranks:
@@ -117,7 +121,7 @@ class Series:
             self._source(rule),
             self._places(rule, layers, ranks),
             [
-                (i, metric, rank if self._ranks > 1 else None)
+                (i, metric, rank if self._ranks > 1 else None, _over(rule))
                 for i, (metric, layer, rank) in enumerate(
                     (m, c, r) for m in rule.metrics for c in layers for r in ranks
                 )
@@ -137,18 +141,23 @@ class Series:
             "ranks."
         ):
             self._grids.append(grid)
+            if rule.when:
+                self._whens.append((rule, grid.start, layers, ranks))
             return
+        if rule.when:
+            self._whens.append((rule, grid.start, layers, ranks))
         at, places = self._gathered.setdefault(grid.source, ([], []))
         at.append(np.arange(grid.start, len(self.metric)))
         places.append(grid.places)
-        self._own += [(grid.start + i, name, rank) for i, name, rank in grid.own]
+        for i, name, rank, over in grid.own:
+            self._own.append((grid.start + i, name, rank, over))
 
     def _source(self, rule: AlertRule) -> tuple[Table, By]:
-        over = "nonfinite" if rule.condition == "nonfinite" else rule.over
+        over: Table = "nonfinite" if rule.condition == "nonfinite" else _over(rule)
         by: By = "layer"
         if rule.rank is not None and self._ranks > 1:
             by = "rank" if rule.layer is None else "cell"
-        return cast(Table, over), by
+        return over, by
 
     def _places(
         self, rule: AlertRule, layers: Sequence[LayerId | None], ranks: Sequence[int | None]
@@ -179,18 +188,52 @@ class Series:
         out = np.full(len(self), math.nan)
         for source, at, places in self._plain:
             out[at] = _taken(numbers.table(*source), places)
-        for i, name, rank in self._own:
-            out[i] = numbers.own_value(name, rank)
+        for i, name, rank, over in self._own:
+            out[i] = numbers.own_value(name, rank, over)
         if self._grids:
             self.found.clear()
             for grid in self._grids:
                 self._put_grid(grid, numbers, out)
         return out
 
+    def excluded(self, numbers: Numbers) -> NDArray[np.bool_] | None:
+        """Instances whose rule asks for something besides that does not hold; None: none."""
+        if not self._whens:
+            return None
+        out = np.zeros(len(self), dtype=bool)
+        for rule, start, layers, ranks in self._whens:
+            holds = np.zeros(len(layers) * len(ranks), dtype=bool)
+            for alternative in rule.when:
+                all_of_it = np.ones_like(holds)
+                for part in alternative:
+                    values = self._others(part.name, rule, layers, ranks, numbers)
+                    all_of_it &= COMPARISONS[part.condition](values, part.limit) & (
+                        values == values
+                    )
+                holds |= all_of_it
+            out[start : start + holds.size * len(rule.metrics)] = np.tile(~holds, len(rule.metrics))
+        return out
+
+    def _others(
+        self,
+        name: str,
+        rule: AlertRule,
+        layers: Sequence[LayerId | None],
+        ranks: Sequence[int | None],
+        numbers: Numbers,
+    ) -> Array:
+        """Values of another metric at the layers and ranks of a rule."""
+        if name not in METRIC_ROW:
+            places = [rank if self._ranks > 1 else None for rank in ranks]
+            every = [numbers.own_value(name, rank, _over(rule)) for rank in places]
+            return np.tile(every, len(layers))
+        other = replace(rule, metrics=(name,), condition=">")
+        return _taken(numbers.table(*self._source(other)), self._places(other, layers, ranks))
+
     def _put_grid(self, grid: _Grid, numbers: Numbers, out: Array) -> None:
         flat = _taken(numbers.table(*grid.source), grid.places)
-        for i, name, rank in grid.own:
-            flat[i] = numbers.own_value(name, rank)
+        for i, name, rank, over in grid.own:
+            flat[i] = numbers.own_value(name, rank, over)
         values = flat.reshape(grid.shape)
         rule = grid.rule
         if rule.versus.startswith("ranks."):
@@ -228,6 +271,10 @@ class Series:
                 at = int(ranks_of[metric, layer_at])
                 rank = grid.ranks[at] if at >= 0 else None
             self.found[grid.start + i] = layer, rank
+
+
+def _over(rule: AlertRule) -> Over:
+    return "run" if rule.over == "run" else "window"
 
 
 def _taken(table: Array, places: Places) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from cmr_monitor_callbacks.layers import LayerId
 
@@ -23,7 +23,10 @@ class Severity(str, Enum):
     @property
     def rank(self) -> int:
         """1, 2, 3 in rising order."""
-        return list(Severity).index(self) + 1
+        return _RANK[self]
+
+
+_RANK: Final = {severity: i + 1 for i, severity in enumerate(Severity)}
 
 
 class Phase(str, Enum):

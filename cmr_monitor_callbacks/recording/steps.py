@@ -9,7 +9,7 @@ import numpy as np
 
 from cmr_monitor_callbacks.catalogue import RECORDS
 from cmr_monitor_callbacks.folding import FIRST_ROW, TIMER_ROWS, Durations
-from cmr_monitor_callbacks.packed import Packed
+from cmr_monitor_callbacks.packed import ROW, Packed
 
 STEP_FIELDS: Final = (*RECORDS["timing"], "samples", "tokens", "wall")
 """What is recorded of a step: times in seconds, forward passes, how much was in its batches (None:
@@ -18,6 +18,8 @@ STRIDE: Final = len(STEP_FIELDS)
 _FORWARD, _PASSES, _SAMPLES, _TOKENS, _WALL = (
     STEP_FIELDS.index(name) for name in ("forward", "passes", "samples", "tokens", "wall")
 )
+_WAIT: Final = STEP_FIELDS.index("data_wait")
+_WAITED: Final = ROW["waited_wall_seconds"]
 _TIMES: Final = range(_PASSES)
 _FIRST, _LAST = FIRST_ROW["timing"], FIRST_ROW["throughput"] + 4
 
@@ -39,6 +41,9 @@ def add_steps(packed: Packed, items: Sequence[Any], durations: Durations) -> Non
     order = (_PASSES, _PASSES, *_TIMES, _SAMPLES, _TOKENS)
     packed.values[_FIRST:_LAST, 0] += (*(sums[field] for field in order), *seconds)
     packed.samples[_FIRST:_LAST, 0] += [counts[field] for field in (*order, _SAMPLES, _TOKENS)]
+    waited = _beside(columns[_WAIT], walls, counts[_WAIT])
+    packed.values[_WAITED, 0] += waited
+    packed.samples[_WAITED, 0] += counts[_WAIT]
     for timer, field in zip(TIMER_ROWS["timing"], _TIMES, strict=False):
         if not counts[field]:
             continue

@@ -46,7 +46,7 @@ ALERTS = {
 def test_the_specifications_dictionaries_work_verbatim() -> None:
     monitor = CMRPerformanceMonitor(MONITORING, alert_config=ALERTS)
     rules = {rule.name: rule for rule in monitor.alerts.rules}
-    assert rules["high_latency"].metric == "avg_latency"
+    assert rules["high_latency"].metrics == ("avg_latency",)
     assert rules["high_latency"].thresholds[0].fire == 0.1
     assert rules["low_efficiency:capture_efficiency"].condition == "<"
     assert rules["low_efficiency:storage_efficiency"].thresholds[0].fire == 0.7
@@ -193,6 +193,12 @@ def test_omegaconf_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse(MonitoringConfig, {"log_every_n_steps": 3}, "monitoring").log_every_n_steps == 3
 
 
+TUNED = set(
+    "enabled metric select over compare condition when thresholds for keep_firing_for no_data "
+    "summary runbook actions".split()
+)
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_is_valid_and_lists_every_field(name: str) -> None:
     preset = load_preset(name)
@@ -206,15 +212,7 @@ def test_a_preset_is_valid_and_lists_every_field(name: str) -> None:
     ):
         assert set(preset[key]) == set(model.model_fields)
     for rule in preset["alerts"]["rules"].values():
-        assert set(rule) == {
-            "metric",
-            "select",
-            "over",
-            "condition",
-            "thresholds",
-            "for",
-            "summary",
-        }
+        assert set(rule) >= TUNED  # the rest of a rule's fields is rarely touched
 
 
 @pytest.mark.parametrize("name", preset_names())
