@@ -13,9 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from cmr_monitor_callbacks.alerts import Alert, AlertDesk
@@ -34,6 +32,7 @@ from cmr_monitor_callbacks.distributed import (
     ExchangeError,
     Header,
     RankSession,
+    Votes,
     moved,
     reasons,
     steps_between,
@@ -41,10 +40,10 @@ from cmr_monitor_callbacks.distributed import (
 from cmr_monitor_callbacks.errors import CMRMonitorError, CriticalAlert, LayerError
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.health import HealthReport
-from cmr_monitor_callbacks.packed import ROW, Packed
+from cmr_monitor_callbacks.packed import Packed
 from cmr_monitor_callbacks.probes.listening import Listening
-from cmr_monitor_callbacks.ranks import own_seconds, straggler
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
+from cmr_monitor_callbacks.recording.own import OwnNumbers
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
 from cmr_monitor_callbacks.sinks import Outlet, Sink
@@ -133,15 +132,10 @@ class CMRPerformanceMonitor:
         self._mutes: set[str]
         self._fatal: str
         self._edits: str
-        self._own_by_rank: dict[str, NDArray[np.float64]]
-        self._own_window: dict[str, float]
-        self._counted: dict[str, float]
+        self._own: OwnNumbers
         self._sent: Packed | None
         self._undecided: Exchanged | None
-        self._votes: dict[str, str]
-        self._asked: dict[str, str]
-        self._others: dict[str, float]
-        self._best: NDArray[np.float64] | None
+        self._votes: Votes
         self._next_end = 0
         self.on_decision: Callable[[str, str], None] | None = None
         """Told ``stop`` or ``checkpoint`` and the reason, on all ranks at the same step."""
@@ -318,7 +312,7 @@ class CMRPerformanceMonitor:
             if closed.ready:
                 self._publish()
         self._window_start, self._window_begin = start, self.current_step
-        self._processing = self.clock.monotonic() - start
+        self._own.processing_time = self.clock.monotonic() - start
 
     def peek(self) -> tuple[list[str], list[float]]:
         """Tags and values of the whole model before the first window has ended.
@@ -466,21 +460,17 @@ class CMRPerformanceMonitor:
         self.windows += 1
         reading = self._finish(window, ledger.train, exchanged)
         time = closed.time if exchanged is None else exchanged.first.time
-        own = self._own_numbers(reading, exchanged)
+        own = self._own.read(self._counts(), reading, exchanged)
         snapshot = self._snapshot("train", reading, closed.step, time, own, exchanged)
         transitions = self.alerts.judge(snapshot, self.windows, muted=self._muted)
         own.update(self.alerts.report.numbers())  # the snapshot holds this very mapping
         self.snapshot = snapshot
         self._outlet.emit(snapshot, self.alerts.report, transitions)
         if exchanged is not None:
-            self._votes = {
-                kind: reason
-                for kind, reason in self._votes.items()
-                if self._asked.get(kind) != reason
-            }
+            self._votes.heard()
             self._undecided = exchanged
             self._next_end = int(exchanged.first.next_step)
-        elif self._votes:
+        else:
             self._decide_alone()
         if self._fatal:
             reason, self._fatal = self._fatal, ""
@@ -522,8 +512,8 @@ class CMRPerformanceMonitor:
             run_by_rank=reading.run_by_rank,
             window_statistics=reading.statistics,
             cells=None if exchanged is None else exchanged.cells,
-            own_window=self._own_window if stage == "train" else {},
-            own_by_rank=self._own_by_rank if stage == "train" else {},
+            own_window=self._own.window if stage == "train" else {},
+            own_by_rank=self._own.by_rank if stage == "train" else {},
         )
 
     # -- the other ranks --------------------------------------------------------------------
@@ -561,11 +551,11 @@ class CMRPerformanceMonitor:
 
     def request_stop(self, reason: str) -> None:
         """Ask all ranks to stop training: they do at the same step, after the next window."""
-        self._votes["stop"] = reason
+        self._votes.ask("stop", reason)
 
     def request_checkpoint(self, reason: str) -> None:
         """Ask all ranks for a checkpoint: they make it at the same step, after the next window."""
-        self._votes["checkpoint"] = reason
+        self._votes.ask("checkpoint", reason)
 
     def set_alert(
         self,
@@ -650,8 +640,7 @@ class CMRPerformanceMonitor:
             self.on_decision(kind, reason)
 
     def _decide_alone(self) -> None:
-        votes, self._votes = self._votes, {}
-        for kind, reason in votes.items():
+        for kind, reason in self._votes.take().items():
             if self._ranks.lost:
                 logger.warning("no %s (%s): the other ranks cannot be asked", kind, reason)
             else:
@@ -669,7 +658,7 @@ class CMRPerformanceMonitor:
             next_end = closed.step + max(lag + 1, steps_between(self._interval, per_step))
         self._closed, self._sent = closed, window
         self._next_end = sys.maxsize  # until rank 0's word is here
-        self._asked = votes = dict(self._votes)
+        votes = self._votes.send()
         with self._with_ranks():
             self._sent = self._ranks.send(
                 self._header(closed, next_end, votes),
@@ -688,10 +677,8 @@ class CMRPerformanceMonitor:
             time=closed.time,
             stop=float("stop" in (votes or {})),
             checkpoint=float("checkpoint" in (votes or {})),
-            events=float(self._ledger.events),
-            invalid_samples=float(self._ledger.invalid_samples),
-            failures=float(self.failures),
-            processing_time=self._processing,
+            **self._counts(),
+            processing_time=self._own.processing_time,
             edits=float(len(self._edits)),
         )
 
@@ -707,49 +694,13 @@ class CMRPerformanceMonitor:
             text = f"{error}; from now on the numbers of this rank are its own"
             self.note_failure("reduction", ExchangeError(text))
 
-    def _own_numbers(self, reading: Reading, exchanged: Exchanged | None) -> dict[str, float]:
-        window = reading.statistics
-        spent, step, wait = (
-            float(window.values[ROW[name], 0])
-            for name in ("monitor_seconds", "step_seconds", "data_wait_seconds")
-        )
-        own = {
+    def _counts(self) -> dict[str, float]:
+        """What this process counted of the monitor itself."""
+        return {
             "events": float(self._ledger.events),
             "invalid_samples": float(self._ledger.invalid_samples),
             "failures": float(self.failures),
         }
-        self._own_by_rank = {}
-        if exchanged is not None:
-            for name, mine in own.items():
-                everybody = sum(getattr(header, name) for header in exchanged.headers)
-                self._others[name] = everybody - mine
-        for name, others in self._others.items():
-            own[name] += others
-        self._own_window = {name: own[name] - self._counted.get(name, 0.0) for name in own}
-        self._counted = dict(own)
-        own["overhead_seconds"] = float(reading.run.values[ROW["monitor_seconds"], 0])
-        own["processing_time"] = self._processing
-        if exchanged is not None:
-            own["processing_time"] = max(h.processing_time for h in exchanged.headers)
-            self._add_straggler(own, exchanged.by_rank)
-        if step + wait > 0:
-            own["overhead_fraction"] = spent / (step + wait)
-        return own
-
-    def _add_straggler(self, own: dict[str, float], by_rank: Packed) -> None:
-        seconds = own_seconds(by_rank)
-        median = float(np.median(seconds))
-        if median > 0:
-            self._own_by_rank = {"straggler_ratio": seconds / median}
-        if self._best is None or len(self._best) != len(seconds):
-            self._best = np.full(len(seconds), np.nan)
-        found = straggler(seconds, self._best)
-        self._best = np.fmin(self._best, seconds)
-        if found is not None:
-            own["straggler_rank"] = float(found.rank)
-            own["straggler_ratio"] = found.ratio
-            if found.to_best == found.to_best:
-                own["straggler_to_best"] = found.to_best
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -809,14 +760,9 @@ class CMRPerformanceMonitor:
         self._mutes = set()
         self._muted = False
         self._edits = self._fatal = ""
-        self._own_by_rank = {}
-        self._own_window = {}
-        self._counted = {}
-        self._sent = self._undecided = self._best = None
-        self._votes = {}
-        self._asked = {}
-        self._others = {}
-        self._processing = 0.0
+        self._own = OwnNumbers()
+        self._sent = self._undecided = None
+        self._votes = Votes()
         self._closed = None
         self._last_end = None
         self._window_start = self.clock.monotonic()
@@ -842,11 +788,7 @@ class CMRPerformanceMonitor:
             "version": STATE_VERSION,
             "step": self.current_step,
             "windows": self.windows,
-            **{
-                name: getattr(self._ledger, name) + self._others.get(name, 0)
-                for name in ("events", "invalid_samples")
-            },
-            "failures": self.failures + self._others.get("failures", 0),
+            **{name: int(count) for name, count in self._own.totals(self._counts()).items()},
             "window_end": self._window_begin,
             "ledger": self._ledger.state(alone=self._ranks.alone),
             "alerts": self.alerts.state(),
@@ -870,6 +812,7 @@ class CMRPerformanceMonitor:
             self._failures.count = state["failures"]
             self._ledger.events = state["events"]
             self._ledger.invalid_samples = state["invalid_samples"]
+        self._own.resume({name: state[name] for name in self._counts()})
         missing = state["step"] - state["window_end"]
         if missing > 0 and state["ledger"]["window"] is None and first:
             logger.warning(

@@ -8,6 +8,7 @@ from cmr_monitor_callbacks.distributed.merge import Exchanged
 from cmr_monitor_callbacks.distributed.payload import Header, reasons
 from cmr_monitor_callbacks.distributed.routes import flat, tree
 from cmr_monitor_callbacks.distributed.session import LAG, RankSession
+from cmr_monitor_callbacks.distributed.votes import Votes
 
 __all__ = [
     "LAG",
@@ -17,6 +18,7 @@ __all__ = [
     "Header",
     "RankGroup",
     "RankSession",
+    "Votes",
     "flat",
     "moved",
     "reasons",
