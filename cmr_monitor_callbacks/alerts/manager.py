@@ -151,7 +151,9 @@ class AlertManager:
             if state.key not in quiet:
                 self._put_due(state, due, step, now)
         ready = [group for group, found in due.items() if self._ready(group, found, now, last)]
-        notices = [self._notice(group, due[group].alerts, step, now) for group in ready]
+        notices = [
+            notice for group in ready for notice in self._notices(group, due[group], step, now)
+        ]
         open_ = {self._group_of(episode.labels) for episode in self._episodes.values()}
         self._groups = {g: known for g, known in self._groups.items() if g in open_ or g in due}
         return self._overflow.bounded(notices, step=step, now=now, last=last)
@@ -257,19 +259,23 @@ class AlertManager:
         enough = waited >= (route.group_wait if first else route.group_interval)
         return found.at_once or last or enough
 
-    def _notice(self, group: Group, due: list[tuple[Key, Alert]], step: int, now: float) -> Notice:
+    def _notices(self, group: Group, due: _Due, step: int, now: float) -> list[Notice]:
+        """One notice of what fires, and one of what ended: a mixed one would hide the second."""
         known = self._groups[group]
         known.last, known.waiting = now, math.nan
-        for key, alert in due:
+        for key, alert in due.alerts:
             if not alert.resolved:
                 self._episodes[key].told = alert.severity.value
                 self._last_told[key] = now
-        alerts = sorted(
-            (alert for _, alert in due), key=lambda alert: (alert.resolved, -alert.severity.rank)
-        )
         names = dict(zip(self._config.route.group_by, group, strict=True))
-        worst = alerts[0].severity  # those that fire come first
-        return Notice(tuple(alerts), worst, alerts[0].resolved, step, now, names)
+        notices = []
+        for resolved in (False, True):
+            alerts = [alert for _, alert in due.alerts if alert.resolved is resolved]
+            if alerts:
+                alerts.sort(key=lambda alert: -alert.severity.rank)
+                worst = alerts[0].severity
+                notices.append(Notice(tuple(alerts), worst, resolved, step, now, names))
+        return notices
 
     # -- checkpoints --------------------------------------------------------------------------
 

@@ -72,10 +72,7 @@ class Notice:
         """The alerts' sentences, in one line."""
         if self.summary:
             return self.summary
-        return "; ".join(
-            f"resolved: {alert.message}" if alert.resolved and not self.resolved else alert.message
-            for alert in self.alerts
-        )
+        return "; ".join(alert.message for alert in self.alerts)
 
     def __str__(self) -> str:
         """One line.

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from cmr_monitor_callbacks import CMRMonitorCallback
+from cmr_monitor_callbacks.config import load_preset
 from tests.integration.event_files import raw_events, series, tags_of
 from tests.integration.tap import COUNTED, QUANTUM, Tap
 from tests.models import LAYERS, MemoryModule, loader, rows, trainer
@@ -251,9 +252,11 @@ class Scores(pl.Callback):
 @pytest.mark.parametrize("validate", [False, True])
 def test_the_score_is_there_from_the_start_on(tmp_path: Path, validate: bool) -> None:
     scores = Scores()
-    callback = CMRMonitorCallback(monitoring=STRICT)
+    rules = load_preset("default")["alerts"]["rules"]
+    refused = {"rules": {"storage_refused": rules["storage_refused"]}}
+    callback = CMRMonitorCallback(monitoring=STRICT, alerts=refused)
     fitter = trainer(tmp_path, [callback, scores], max_epochs=3, num_sanity_val_steps=1)
-    # one state in six is accepted at layer 6: the default rules have something to say
+    # one state in six is accepted at layer 6: the rule has something to say
     fitter.fit(MemoryModule(), loader(12), loader(2) if validate else None)
     assert scores.found[0] == ("train start", 100.0)
     hooks = {hook for hook, _ in scores.found}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cmr_monitor_callbacks.alerts import AlertManager, Notice
+from cmr_monitor_callbacks.alerts import Alert, AlertManager, Notice
 from cmr_monitor_callbacks.config import AlertConfig, parse
 from cmr_monitor_callbacks.health import AlertState, Phase, Severity, Transition
 
@@ -21,38 +21,48 @@ class Story:
     """An alert's life: say how it stands at a time, and see who is told."""
 
     def __init__(self, escalation: Any = None, cooldown: float = 60.0) -> None:
-        settings: dict[str, Any] = {"rules": {}, "alert_cooldown": cooldown}
+        settings: dict[str, Any] = {
+            "rules": {},
+            "alert_cooldown": cooldown,
+            "route": {"group_interval": 0},
+        }
         if escalation is not None:
             settings["escalation_rules"] = escalation
         self.config = parse(AlertConfig, settings, "alerts")
         self.manager = AlertManager(self.config)
-        self.state = AlertState("slow", 4)
+        self.state = self.well()
+
+    @staticmethod
+    def well() -> AlertState:
+        return AlertState("slow", "avg_latency", 4, component="timing")
 
     def at(self, now: float, severity: str | None, pending: bool = False) -> list[str]:
         old = self.state
         if severity is None:
-            self.state = AlertState("slow", 4, value=1.0)
+            self.state = self.well()
         else:
-            fired = now if old.fired_time is None else old.fired_time
+            fired = now if math.isnan(old.fired_time) else old.fired_time
             self.state = replace(
                 old,
                 phase=PENDING if pending else FIRING,
                 severity=Severity(severity),
-                fired_time=None if pending else fired,
+                message=f"at {now:g}",
+                fired_time=math.nan if pending else fired,
             )
         changed = (old.phase, old.severity) != (self.state.phase, self.state.severity)
         step = int(now)
         moves = [Transition(self.state, old.phase, step, now, f"at {now:g}")] if changed else []
         open_ones = [] if self.state.phase is INACTIVE else [self.state]
-        notices = self.manager.update(open_ones, moves, step=step, now=now)
-        assert all(isinstance(n, Notice) and n.rule == "slow" and n.layer == 4 for n in notices)
+        notices = self.manager.update(open_ones, moves, {}, step=step, now=now)
+        told = [alert for notice in notices for alert in notice.alerts]
+        assert all(alert.rule == "slow" and alert.labels["layer"] == "4" for alert in told)
         return ["resolved" if n.resolved else n.severity.value for n in notices]
 
     def resume(self) -> None:
         """From a checkpoint."""
         saved = json.loads(json.dumps(self.manager.state()))
         self.manager = AlertManager(self.config)
-        self.manager.load(saved)
+        self.manager.load(saved, ["slow"])
 
 
 def test_default_delays_by_severity() -> None:
@@ -150,15 +160,31 @@ def test_a_checkpoint_changes_nothing(resumed: bool) -> None:
 
 def test_alerts_have_each_their_own_cooldown() -> None:
     story = Story(NOW)
-    states = [AlertState("slow", i, FIRING, Severity.ERROR, fired_time=0.0) for i in (4, 6)]
-    moves = [Transition(s, INACTIVE, 0, 0.0, "m") for s in states]
-    notices = story.manager.update(states, moves, step=0, now=0.0)
-    assert [n.layer for n in notices] == [4, 6]
+    states = [
+        AlertState(
+            "slow",
+            "avg_latency",
+            layer,
+            component="timing",
+            phase=FIRING,
+            severity=Severity.ERROR,
+            fired_time=0.0,
+            message=f"layer {layer} is slow",
+        )
+        for layer in (4, 6)
+    ]
+    moves = [Transition(s, INACTIVE, 0, 0.0, "m", s.severity) for s in states]
+    first = story.manager.update(states[:1], moves[:1], {}, step=0, now=0.0)
+    both = story.manager.update(states, moves[1:], {}, step=40, now=40.0)
+    told = [[alert.labels["layer"] for alert in n.alerts] for n in (*first, *both)]
+    assert told == [["4"], ["6"]]
 
 
 def test_the_text_of_a_notice() -> None:
-    notice = Notice("slow", 4, False, Severity.ERROR, "layer 4: too slow", 120)
+    labels = {"alert": "slow", "layer": "4"}
+    one = Alert("slow", labels, Severity.ERROR, False, "layer 4: too slow", 0.3, 0.1, 120, 0.0)
+    notice = Notice((one,), Severity.ERROR, False, 120, 0.0)
     assert str(notice) == "[cmr-monitor] ERROR slow at step 120: layer 4: too slow"
-    over = replace(notice, resolved=True, message="fine again")
+    ended = replace(one, resolved=True, message="fine again")
+    over = replace(notice, alerts=(ended,), resolved=True)
     assert str(over) == "[cmr-monitor] RESOLVED slow at step 120: fine again"
-    assert math.isnan(AlertState("slow").value)

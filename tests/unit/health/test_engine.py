@@ -6,56 +6,53 @@ import json
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, MonitoringConfig, parse
 from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.health import (
+    AlertEngine,
     AlertRule,
     AlertState,
+    GivenNumbers,
     Phase,
     Severity,
     Threshold,
     compile_rules,
-    evaluate,
 )
-from cmr_monitor_callbacks.packed import METRIC_ROW, Packed, read_counters
-from cmr_monitor_callbacks.snapshot import Snapshot
 
 NAN = math.nan
 WARN = (Threshold(Severity.WARNING, 10.0, 8.0),)
 BOTH = (Threshold(Severity.CRITICAL, 20.0, 15.0), *WARN)
+AT_ONCE = (0.0, "seconds")
 INACTIVE, PENDING, FIRING = Phase.INACTIVE, Phase.PENDING, Phase.FIRING
 
 
-def snapshot(metric: str, *values: float, layers: tuple[Any, ...] = ()) -> Snapshot:
+def given(metric: str, *values: float, layers: tuple[Any, ...] = ()) -> GivenNumbers:
     """One metric of the window: the whole, then the layers."""
-    packed = Packed.empty(len(values))
-    window = np.full((len(METRIC_ROW), len(values)), NAN)
-    window[METRIC_ROW[metric]] = values
-    counters = read_counters(packed)
-    return Snapshot("train", 0, 0.0, 1, layers, packed, counters, window)
+    places = (None, *layers)
+    return GivenNumbers(
+        {(metric, layer, None): value for layer, value in zip(places, values, strict=True)},
+        layers=layers,
+    )
 
 
 def rule(thresholds: tuple[Threshold, ...] = WARN, **more: Any) -> AlertRule:
-    return AlertRule("slow", "step_time", more.pop("condition", ">"), thresholds, **more)
+    return AlertRule("slow", ("step_time",), more.pop("condition", ">"), thresholds, **more)
 
 
 def timeline(
     one: AlertRule, values: list[float], every: int = 10, seconds: float = 5.0
 ) -> list[tuple[Phase, str | None]]:
     """Phase and severity after each window; windows of so many steps and seconds."""
-    states: Any = {}
+    engine = AlertEngine([one])
     out = []
     for i, value in enumerate(values):
-        now = snapshot("step_time", value)
-        states, _ = evaluate(
-            [one], states, now, step=i * every, now=1000 + i * seconds, window=i + 1
+        engine.evaluate(
+            given("step_time", value), step=i * every, now=1000 + i * seconds, window=i + 1
         )
-        state = states.get(("slow", None))
-        severity = None if state is None or state.severity is None else state.severity.value
-        out.append((INACTIVE if state is None else state.phase, severity))
+        [state] = engine.open() or [AlertState("slow")]
+        out.append((state.phase, None if state.severity is None else state.severity.value))
     return out
 
 
@@ -77,12 +74,12 @@ def phases(one: AlertRule, values: list[float], **how: Any) -> str:
     ],
 )
 def test_for(hold: float, unit: str, expected: str) -> None:
-    one = rule(hold=hold, hold_unit=unit)
+    one = rule(hold=(hold, unit))
     assert phases(one, [1, 11, 11, 11, 11, 11, 11, 1]) == expected
 
 
 def test_pending_begins_anew_after_a_good_window() -> None:
-    one = rule(hold=2, hold_unit="windows")
+    one = rule(hold=(2, "windows"))
     assert phases(one, [11, 11, 9, 11, 11, 11, 9]) == "pp-ppFF"  # 9 is over recover: still firing
     assert phases(one, [11, 11, 9, 11, 11, 11, 8]) == "pp-ppF-"
 
@@ -93,9 +90,9 @@ def test_hysteresis() -> None:
     assert phases(below, [0.55, 0.5, 0.49, 0.5, 0.59, 0.6, 0.55]) == "--FFF--"
 
 
-def test_no_data_keeps_everything_as_it_is() -> None:
-    one = rule(hold=30, hold_unit="steps")
-    assert phases(one, [NAN, 11, NAN, NAN, 11, NAN, 11, NAN, 1]) == "-pppFFFF-"
+def test_no_data_keeps_everything_as_it_is_and_stops_the_clock() -> None:
+    one = rule(hold=(20, "steps"))
+    assert phases(one, [NAN, 11, NAN, NAN, 11, NAN, 11, NAN, 1]) == "-pppppFF-"
     assert phases(rule(condition="!="), [NAN, NAN]) == "--"
 
 
@@ -128,14 +125,11 @@ def test_the_highest_severity_met_wins_and_falls_by_its_own_recovery() -> None:
 
 
 def test_a_rise_is_one_and_the_same_alert() -> None:
-    states: Any = {}
-    changes = []
+    engine, changes = AlertEngine([rule(BOTH)]), []
     for i, value in enumerate([11, 12, 21, 1]):
-        states, transitions = evaluate(
-            [rule(BOTH)], states, snapshot("step_time", value), step=i, now=100.0 + i, window=i
-        )
-        changes += [(t.name, t.step, t.time, t.state.value) for t in transitions]
-        for state in states.values():
+        found = engine.evaluate(given("step_time", value), step=i, now=100.0 + i, window=i)
+        changes += [(t.name, t.step, t.time, t.state.value) for t in found]
+        for state in engine.open():
             assert (state.since_step, state.since_time, state.fired_time) == (0, 100.0, 100.0)
     assert changes == [
         ("firing", 0, 100.0, 11),
@@ -145,56 +139,55 @@ def test_a_rise_is_one_and_the_same_alert() -> None:
 
 
 def test_a_pending_alert_that_ends_was_never_resolved() -> None:
-    one = rule(hold=5, hold_unit="windows")
-    states, first = evaluate([one], {}, snapshot("step_time", 11), step=0, now=0, window=1)
-    _, second = evaluate([one], states, snapshot("step_time", 1), step=1, now=1, window=2)
+    engine = AlertEngine([rule(hold=(5, "windows"))])
+    first = engine.evaluate(given("step_time", 11), step=0, now=0, window=1)
+    second = engine.evaluate(given("step_time", 1), step=1, now=1, window=2)
     assert [t.name for t in (*first, *second)] == ["pending", "inactive"]
 
 
 def test_one_alert_for_each_layer() -> None:
-    one = rule((Threshold(Severity.ERROR, 0.5, 0.5),), condition="<", layer="4|1*")
-    one = AlertRule("refused", "storage_efficiency", "<", one.thresholds, layer="4|1*")
+    half = (Threshold(Severity.ERROR, 0.5, 0.5),)
+    one = AlertRule("refused", ("storage_efficiency",), "<", half, layer="4|1*")
     layers = (12, 4, 6, "1x", 10)
-    values = (0.0, 0.1, 0.2, 0.0, 0.3, 0.9)
-    states, changed = evaluate(
-        [one],
-        {},
-        snapshot("storage_efficiency", *values, layers=layers),
-        step=7,
-        now=0,
-        window=1,
-    )
-    assert [key for key in states] == [("refused", i) for i in (4, 12, "1x")]
+    engine = AlertEngine([one])
+    first = given("storage_efficiency", 0.0, 0.1, 0.2, 0.0, 0.3, 0.9, layers=layers)
+    changed = engine.evaluate(first, step=7, now=0, window=1)
+    assert [state.layer for state in engine.open()] == [4, 12, "1x"]
     assert [t.message for t in changed] == [
         "layer 4: storage_efficiency is 0.2 (< 0.5)",
         "layer 12: storage_efficiency is 0.1 (< 0.5)",
         "layer 1x: storage_efficiency is 0.3 (< 0.5)",
     ]
-    later = snapshot("storage_efficiency", 1, 0.6, NAN, 0.6, NAN, 0.9, layers=layers)
-    kept, ended = evaluate([one], states, later, step=8, now=1, window=2)
-    assert set(kept) == {("refused", 4), ("refused", "1x")}
+    later = given("storage_efficiency", 1, 0.6, NAN, 0.6, NAN, 0.9, layers=layers)
+    ended = engine.evaluate(later, step=8, now=1, window=2)
+    assert [state.layer for state in engine.open()] == [4, "1x"]
     assert [(t.name, t.message) for t in ended] == [
         ("resolved", "layer 12: storage_efficiency is 0.6 again")
     ]
 
 
-def test_states_of_rules_that_are_gone_drop_and_arguments_stay() -> None:
-    states = {("old", None): AlertState("old", None, FIRING, Severity.ERROR)}
-    before = dict(states)
-    new, changed = evaluate([rule()], states, snapshot("step_time", 1), step=1, now=1, window=1)
-    assert (new, changed, states) == ({}, [], before)
+def test_alerts_of_rules_that_are_gone_drop_and_the_others_stay() -> None:
+    other = AlertRule("other", ("data_wait",), ">", WARN)
+    engine = AlertEngine([rule(), other])
+    both = GivenNumbers({("step_time", None, None): 11.0, ("data_wait", None, None): 11.0})
+    engine.evaluate(both, step=1, now=1, window=1)
+    gone = engine.replace_rules([other])
+    assert [key[0] for key in gone] == ["slow"]
+    assert [state.rule for state in engine.open()] == ["other"]
+    assert engine.evaluate(both, step=2, now=2, window=2) == []
 
 
 def test_an_alert_goes_on_after_a_round_trip() -> None:
-    one = rule(BOTH, hold=3, hold_unit="windows")
-    states, _ = evaluate([one], {}, snapshot("step_time", 21), step=10, now=5, window=1)
-    data = json.loads(json.dumps([state.to_dict() for state in states.values()]))
-    loaded = {state.key: state for state in map(AlertState.from_dict, data)}
-    assert loaded == states
+    one = rule(BOTH, hold=(3, "windows"))
+    engine = AlertEngine([one])
+    engine.evaluate(given("step_time", 21), step=10, now=5, window=1)
+    loaded = AlertEngine([one])
+    loaded.load(json.loads(json.dumps(engine.state())))
+    assert [state.key for state in loaded.open()] == [state.key for state in engine.open()]
     for window, phase in ((3, PENDING), (4, FIRING)):
-        now = snapshot("step_time", 21)
-        new, _ = evaluate([one], loaded, now, step=10 * window, now=5 * window, window=window)
-        assert new["slow", None].phase is phase
+        now = given("step_time", 21)
+        loaded.evaluate(now, step=10 * window, now=5 * window, window=window)
+        assert [state.phase for state in loaded.open()] == [phase]
 
 
 # The short form.
@@ -213,8 +206,8 @@ def short(rules: dict[str, Any] | None = None, levels: Any = None, **limits: flo
 
 def test_short_form() -> None:
     got = short(high_latency=0.1, low_efficiency=0.7, high_error_rate=0.05)
-    assert {(r.metric, r.condition, r.thresholds, r.hold, r.layer, r.over) for r in got} == {
-        (metric, condition, (Threshold(Severity.ERROR, limit, limit),), 0.0, None, "window")
+    assert {(r.metrics, r.condition, r.thresholds, r.hold, r.layer, r.over) for r in got} == {
+        ((metric,), condition, (Threshold(Severity.ERROR, limit, limit),), AT_ONCE, None, "window")
         for metric, condition, limit in (
             ("avg_latency", ">", 0.1),
             ("capture_efficiency", "<", 0.7),

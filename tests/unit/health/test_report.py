@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 from cmr_monitor_callbacks.health import (
-    AlertRule,
     AlertState,
     HealthReport,
     HealthStatus,
     Phase,
     Severity,
-    Threshold,
     assess,
 )
 from cmr_monitor_callbacks.health.report import system_score
@@ -44,12 +42,11 @@ def judged(
     known: tuple[str, ...], *alerts: tuple[str, Severity], phase: Phase = Phase.FIRING
 ) -> HealthReport:
     """Alerts by component; a name with a digit is a further rule of that component."""
-    rules, states = [], []
-    for name, severity in alerts:
-        metric = METRIC[name.rstrip("0123456789")]
-        rules.append(AlertRule(name, metric, ">", (Threshold(severity, 0, 0),)))
-        states.append(AlertState(name, None, phase, severity))
-    return assess(rules, states, snapshot(*known))
+    states = [
+        AlertState(name, component=name.rstrip("0123456789"), phase=phase, severity=severity)
+        for name, severity in alerts
+    ]
+    return assess(states, snapshot(*known))
 
 
 def test_the_specifications_example() -> None:
@@ -95,9 +92,11 @@ def test_error_on_one_of_many_is_a_warning_whatever_the_score() -> None:
 
 
 def test_one_rule_at_many_layers_counts_once() -> None:
-    rules = [AlertRule("full", "utilization_rate", ">", (Threshold(W, 0, 0),), layer="*")]
-    states = [AlertState("full", i, Phase.FIRING, W) for i in range(5)]
-    report = assess(rules, states, snapshot(*THREE))
+    states = [
+        AlertState("full", layer=i, component="buffer", phase=Phase.FIRING, severity=W)
+        for i in range(5)
+    ]
+    report = assess(states, snapshot(*THREE))
     assert report.components["buffer"].score == 80
     assert len(report.firing) == 5
 
@@ -118,7 +117,7 @@ def test_the_worst_comes_first() -> None:
 
 
 def test_without_numbers_nothing_is_known() -> None:
-    report = assess([], [], snapshot())
+    report = assess([], snapshot())
     assert (report.score, report.status.value, report.status.color) == (100, "unknown", "grey")
     assert set(report.component_status().values()) == {"unknown"}
     assert report.numbers() == {
@@ -140,9 +139,9 @@ def test_numbers() -> None:
 
 
 def test_the_last_report_stands_as_long_as_nothing_changes() -> None:
-    first = assess([], [], snapshot(*THREE))
-    assert assess([], [], snapshot(*THREE), first) is first
-    more = assess([], [], snapshot(*THREE, "timing"), first)
+    first = assess([], snapshot(*THREE))
+    assert assess([], snapshot(*THREE), first) is first
+    more = assess([], snapshot(*THREE, "timing"), first)
     assert more.components["timing"].status is HealthStatus.HEALTHY
     firing = judged(THREE, ("buffer", W))
-    assert assess([], [], snapshot(*THREE), firing).score == 100
+    assert assess([], snapshot(*THREE), firing).score == 100
