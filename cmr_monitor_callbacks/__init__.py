@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cmr_monitor_callbacks.alerts import Alert, Notice
     from cmr_monitor_callbacks.callbacks import CMRMonitorCallback
     from cmr_monitor_callbacks.config import (
         AlertConfig,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cmr_monitor_callbacks.errors import (
         CMRMonitorError,
         ConfigError,
+        CriticalAlert,
         LayerError,
         MonitorFailure,
     )
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Alert": "alerts",
     "AlertConfig": "config",
     "AlertRule": "health",
     "AlertState": "health",
@@ -58,6 +61,7 @@ _HOMES = {
     "CMRProbe": "probes",
     "CaptureMetric": "metrics",
     "ConfigError": "errors",
+    "CriticalAlert": "errors",
     "ErrorMetric": "metrics",
     "HealthReport": "health",
     "HealthStatus": "health",
@@ -66,6 +70,7 @@ _HOMES = {
     "LayerError": "errors",
     "MonitorFailure": "errors",
     "MonitoringConfig": "config",
+    "Notice": "alerts",
     "ProbesConfig": "config",
     "ReconstructionMetric": "metrics",
     "RetrievalMetric": "metrics",
@@ -77,6 +82,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Alert",
     "AlertConfig",
     "AlertRule",
     "AlertState",
@@ -87,6 +93,7 @@ __all__ = [
     "CMRProbe",
     "CaptureMetric",
     "ConfigError",
+    "CriticalAlert",
     "ErrorMetric",
     "HealthReport",
     "HealthStatus",
@@ -95,6 +102,7 @@ __all__ = [
     "LayerError",
     "MonitorFailure",
     "MonitoringConfig",
+    "Notice",
     "ProbesConfig",
     "ReconstructionMetric",
     "RetrievalMetric",

@@ -522,6 +522,8 @@ class CMRPerformanceMonitor:
         """Find the other ranks of this job; all of them call it at once, before training."""
         with self._with_ranks():
             self._ranks.join()
+        if not self._ranks.first:
+            self.alerts.tells = False
 
     def agree_on_layers(self) -> None:
         """Agree on the layers of all ranks; all of them call it at once, when probes are found."""
