@@ -11,7 +11,7 @@ from cmr_monitor_callbacks.config.conditions import parse_expression
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.presets import load_preset
 from cmr_monitor_callbacks.config.rules import SEVERITIES, RuleConfig, Severity
-from cmr_monitor_callbacks.config.spans import Duration, Span
+from cmr_monitor_callbacks.config.spans import Duration, PositiveDuration, Span
 from cmr_monitor_callbacks.errors import nearest
 
 CHANNELS: Final = ("console", "log")
@@ -34,7 +34,7 @@ class EscalationConfig(Settings):
 
     immediate: bool = False
     """At once, whatever ``delay``, the grouping and the cooldown say."""
-    delay: Duration = Field(default=0.0, ge=0, allow_inf_nan=False)
+    delay: Duration = 0.0
     """Seconds that it must have been firing."""
     then: tuple[EscalationStep, ...] = ()
     """What becomes of it if it goes on."""
@@ -104,7 +104,7 @@ class OverflowConfig(Settings):
 
     n: int = Field(default=20, ge=1)
     """So many."""
-    window: Duration = Field(default=600.0, gt=0, allow_inf_nan=False)
+    window: PositiveDuration = 600.0
     """In so many seconds."""
     overflow: Literal["summary"] = "summary"
     """What comes instead of those that are too many."""
@@ -115,11 +115,11 @@ class RouteConfig(Settings):
 
     group_by: tuple[str, ...] = ("alert", "component")
     """Labels; alerts that have them alike are told of in one notice."""
-    group_wait: Duration = Field(default=0.0, ge=0, allow_inf_nan=False)
+    group_wait: Duration = 0.0
     """Seconds that a new group waits for others to join it."""
-    group_interval: Duration = Field(default=30.0, ge=0, allow_inf_nan=False)
+    group_interval: Duration = 30.0
     """Seconds between a group's notice and one that tells of alerts which joined it later."""
-    repeat_interval: Duration | None = Field(default=None, gt=0, allow_inf_nan=False)
+    repeat_interval: PositiveDuration | None = None
     """Seconds after which an alert that goes on firing is told of again; null: never."""
     send_resolved: bool = True
     """Whether it is told that an alert ended."""

@@ -62,4 +62,14 @@ Span = Annotated[str | float, BeforeValidator(_no_bool), AfterValidator(_check_s
 Duration = Annotated[
     float, BeforeValidator(_no_bool), BeforeValidator(lambda value: parse_duration(value))
 ]
-"""A field that holds seconds; ``'10m'`` is allowed."""
+"""A field that holds seconds, none or more; ``'10m'`` is allowed."""
+
+
+def _some(seconds: float) -> float:
+    if seconds <= 0:
+        raise ValueError(f"must be longer than 0 s, got {seconds:g}")
+    return seconds
+
+
+PositiveDuration = Annotated[Duration, AfterValidator(_some)]
+"""A field that holds seconds, more than none."""
