@@ -27,6 +27,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
 )
 from cmr_monitor_callbacks.callbacks.metrics_sink import CallbackMetricsSink
 from cmr_monitor_callbacks.callbacks.phases import StepTimer
+from cmr_monitor_callbacks.callbacks.weights import weights_are_finite
 from cmr_monitor_callbacks.config import (
     AlertConfig,
     MonitoringConfig,
@@ -219,11 +220,14 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         logger.warning("%s, for %s", kind, reason)
         if kind == "stop":
             trainer.should_stop = True
-        else:
-            folder = (
-                getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
-            )
-            trainer.save_checkpoint(Path(folder) / f"cmr-monitor-step={trainer.global_step}.ckpt")
+            return
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
+        name = f"cmr-monitor-step={trainer.global_step}"
+        if not weights_are_finite(trainer):
+            # for the search of the cause; a good checkpoint is never overwritten by it
+            name += "-nonfinite"
+            logger.warning("the weights are not finite: the checkpoint is called %s.ckpt", name)
+        trainer.save_checkpoint(Path(folder) / f"{name}.ckpt")
 
     @_guarded
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

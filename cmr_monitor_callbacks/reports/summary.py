@@ -27,6 +27,7 @@ _COLUMNS: Final[tuple[tuple[str, str, Over], ...]] = (
     ("recon.", "total_reconstructions", "run"),
     ("ms each", "avg_reconstruction_time", "run"),
 )
+_STYLES: Final = {"resolved": "green", "inactive": "green", "pending": "bright_black"}
 _LEGEND: Final = (
     "share: stored of captured states, over the run; now: in the last window;\n"
     "full: entries held of the capacity; recon.: calls that used a memory"
@@ -82,8 +83,8 @@ def _layers(snapshot: Snapshot) -> RenderableType:
 
 
 def _alerts(transitions: Sequence[Transition]) -> RenderableType:
-    shown = [t for t in transitions if t.name in ("firing", "changed", "resolved")]
-    if not shown:
+    shown = list(transitions)
+    if not any(t.state.phase.fires for t in shown):
         return Text("Alerts: none fired")
     table = Table(title="Alerts", box=SIMPLE_HEAD)
     for heading in ("step", "alert", "what", "because"):
@@ -91,7 +92,7 @@ def _alerts(transitions: Sequence[Transition]) -> RenderableType:
     for transition in shown:
         severity = transition.state.severity
         what = transition.name if severity is None else f"{transition.name} ({severity.value})"
-        style = "green" if transition.name == "resolved" else "yellow"
+        style = _STYLES.get(transition.name, "yellow")
         table.add_row(
             str(transition.step), transition.state.rule, Text(what, style=style), transition.message
         )
