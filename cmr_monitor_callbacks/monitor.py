@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr_monitor_callbacks.alerts import Alert, AlertDesk
+from cmr_monitor_callbacks.alerts import Alert, AlertDesk, HealthChange
 from cmr_monitor_callbacks.catalogue import COMPONENTS
 from cmr_monitor_callbacks.clock import Clock, SystemClock
 from cmr_monitor_callbacks.config import (
@@ -710,6 +710,11 @@ class CMRPerformanceMonitor:
     def health(self) -> HealthReport:
         """The newest verdict."""
         return self.alerts.report
+
+    @property
+    def health_changes(self) -> tuple[HealthChange, ...]:
+        """When the status of a component or of the system became another, the newest last."""
+        return tuple(self.alerts.changes)
 
     def get_health_status(self) -> dict[str, Any]:
         """The newest verdict as plain data: score, status, color, components, firing alerts."""

@@ -135,10 +135,8 @@ class AlertEngine:
         held = (limits.mutable & muted) | (limits.waits & warming_up)
         raw[held] = math.nan
         self._values = self._compared(raw)
-        level, data, broken = self._levels(self._values, held)
         excluded = self._series.excluded(numbers)
-        if excluded is not None:
-            level[excluded] = 0
+        level, data, broken = self._levels(self._values, held, excluded)
         phase, severity = memory.phase.copy(), memory.severity.copy()
         if phase.any() or level.any() or broken.any() or self._gap_matters(data):
             self._advance(level, data, broken, held, at)
@@ -165,7 +163,9 @@ class AlertEngine:
             values[at] = np.where(limits.as_ratio[at], divided, raw[at] - other)
         return values
 
-    def _levels(self, values: Array, held: Mask) -> tuple[NDArray[np.int8], Mask, Mask]:
+    def _levels(
+        self, values: Array, held: Mask, excluded: Mask | None
+    ) -> tuple[NDArray[np.int8], Mask, Mask]:
         """Severity met by each instance (0: none), which have data, whose condition failed."""
         limits, memory = self._limits, self._memory
         holds = np.where(memory.phase >= FIRING, memory.severity, 0)
@@ -184,6 +184,8 @@ class AlertEngine:
             except Exception as error:
                 broken[i] = True
                 self.errors.append((rule.name, error))
+        if excluded is not None:
+            met[:, excluded] = False
         if len(limits.several):
             at = limits.several
             met[:, at] = memory.count(met[:, at], data[at], at, limits.m, limits.n)
