@@ -1,6 +1,7 @@
 """Who is told of an alert, when and how."""
 
-from cmr_monitor_callbacks.alerts.channels import Channel, ConsoleChannel, LogChannel
+from cmr_monitor_callbacks.alerts.channels import Channel, Retry, Surroundings
+from cmr_monitor_callbacks.alerts.delivery import Delivery
 from cmr_monitor_callbacks.alerts.desk import AlertDesk, HealthChange
 from cmr_monitor_callbacks.alerts.manager import AlertManager
 from cmr_monitor_callbacks.alerts.notice import Alert, Notice
@@ -10,8 +11,9 @@ __all__ = [
     "AlertDesk",
     "AlertManager",
     "Channel",
-    "ConsoleChannel",
+    "Delivery",
     "HealthChange",
-    "LogChannel",
     "Notice",
+    "Retry",
+    "Surroundings",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cmr_monitor_callbacks.alerts.channels import Channel, ConsoleChannel, LogChannel
+from cmr_monitor_callbacks.alerts.delivery import Delivery
 from cmr_monitor_callbacks.alerts.edits import Edits, silence_from
 from cmr_monitor_callbacks.alerts.manager import AlertManager
 from cmr_monitor_callbacks.alerts.notice import Alert, Notice
@@ -85,9 +85,7 @@ class AlertDesk:
             self._until = parse_expression(config.warmup.until, {"steps"})
         self._watches = Watches()
         self._engine = AlertEngine(compile_rules(config, thresholds))
-        self.console = ConsoleChannel()
-        known: dict[str, Channel] = {"console": self.console, "log": LogChannel()}
-        self.channels = [known[name] for name in config.alert_channels]
+        self.delivery = Delivery({name: config.channels[name] for name in config.alert_channels})
         self.tells = True
         self.on_action: Callable[[str, str], None] = lambda action, reason: None
         self.note: Callable[[str, Exception], None] = lambda where, error: None
@@ -122,6 +120,8 @@ class AlertDesk:
         if not self._config.enable_alerts:
             self._set_report(assess((), snapshot, self.report), snapshot)
             return ()
+        for where, failure in self.delivery.take_failures():
+            self.note(where, failure)
         now = snapshot.time
         if now - self._last < self._interval:
             return ()
@@ -151,8 +151,9 @@ class AlertDesk:
         return transitions
 
     def finish(self, step: int, now: float) -> None:
-        """Nothing follows: send what only waited for others."""
+        """Nothing follows: send what only waited for others, and wait a little for all of it."""
         self._send(self._engine.open(), (), step, now, last=True)
+        self.delivery.flush()
 
     def _warming_up(self, snapshot: Snapshot) -> bool:
         if self._warm:
@@ -225,8 +226,7 @@ class AlertDesk:
             return
         for notice in notices:
             self._told += 1
-            for channel in self.channels:
-                channel.send(notice)
+            self.delivery.submit(notice)
         for transition in transitions:
             self._watches.tell(transition, self.note)
 

@@ -72,12 +72,17 @@ class Notice:
 
     @property
     def text(self) -> str:
-        """The alerts' sentences, in one line; of many the worst, and how many more there are."""
+        """What is wrong, in one line."""
+        return "; ".join(self.sentences)
+
+    @property
+    def sentences(self) -> list[str]:
+        """A sentence for each alert; of many the worst, and how many more there are."""
         if self.summary:
-            return self.summary
+            return [self.summary]
         shown = [alert.message for alert in self.alerts[:_SHOWN]]
         more = len(self.alerts) - len(shown)
-        return "; ".join([*shown, *([f"and {more} more"] if more else [])])
+        return [*shown, *([f"and {more} more"] if more else [])]
 
     def __str__(self) -> str:
         """One line.

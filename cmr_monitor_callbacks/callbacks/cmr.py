@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from rich.console import RenderableType
 
+from cmr_monitor_callbacks.alerts import Surroundings
 from cmr_monitor_callbacks.callbacks.batches import batch_shape
 from cmr_monitor_callbacks.callbacks.lightning_api import (
     LightningModule,
@@ -21,6 +22,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
     callback_metrics,
     current_step,
     log_every_n_steps,
+    log_folder,
     progress_bar_print,
     say_at_start,
     tensorboard_writer,
@@ -270,7 +272,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             self.monitor.sinks = [s for s in self.monitor.sinks if id(s) not in mine]
             self._own_sinks = []
             self._metrics = None
-            self.monitor.alerts.console.emit = None
+            self.monitor.alerts.delivery.close()
+            self._around(Surroundings())
 
     # -- each step --------------------------------------------------------------------------
 
@@ -433,13 +436,26 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             self._metrics = CallbackMetricsSink(partial(callback_metrics, trainer), *shown)
             self._own_sinks.append(self._metrics)
         if trainer.is_global_zero:
-            self.monitor.alerts.console.emit = progress_bar_print(trainer)
+            writers = [tensorboard_writer(item) for item in trainer.loggers]
+            writer = next((w for w in writers if w is not None), None)
+            folder = log_folder(trainer)
+            around = Surroundings(
+                folder=folder,
+                emit=progress_bar_print(trainer),
+                add_text=None if writer is None else writer.add_text,
+                run=folder.name,
+            )
+            self._around(around)
             # with log_every_n_steps=0 the user asked for nothing in the loggers
             if self.sinks_config.loggers and log_every_n_steps(trainer) != 0:
                 self._own_sinks += [self._logger_sink(item) for item in trainer.loggers]
         else:
             self.monitor.alerts.tells = False
         self.monitor.sinks += self._own_sinks
+
+    def _around(self, around: Surroundings) -> None:
+        """Tell the alerts' channels where the run is."""
+        vars(self.monitor.alerts.delivery.around).update(vars(around))
 
     def _logger_sink(self, item: Any) -> Sink:
         writer = tensorboard_writer(item)

@@ -6,6 +6,7 @@ Both import names are served: ``pytorch_lightning`` always, ``lightning.pytorch`
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -61,6 +62,15 @@ def callback_metrics(trainer: Trainer) -> dict[str, Any]:
 def log_every_n_steps(trainer: Trainer) -> int:
     """Steps between two logs; 0: the user wants none."""
     return int(getattr(trainer, "log_every_n_steps", 50))
+
+
+def log_folder(trainer: Trainer) -> Path:
+    """Where the first logger writes; unlike ``trainer.log_dir`` without asking the other ranks."""
+    for logger in trainer.loggers:
+        folder = getattr(logger, "log_dir", None) or logger.save_dir
+        if folder:
+            return Path(folder)
+    return Path(trainer.default_root_dir)
 
 
 def tensorboard_writer(logger: Any) -> Any | None:

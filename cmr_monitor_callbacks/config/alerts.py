@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from cmr_monitor_callbacks.config.channels import ChannelConfig, check_names, parse_channels
 from cmr_monitor_callbacks.config.conditions import parse_expression
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.presets import load_preset
@@ -14,7 +15,6 @@ from cmr_monitor_callbacks.config.rules import SEVERITIES, RuleConfig, Severity
 from cmr_monitor_callbacks.config.spans import Duration, PositiveDuration, Span
 from cmr_monitor_callbacks.errors import nearest
 
-CHANNELS: Final = ("console", "log")
 MUTES: Final = ("sanity_check", "validation", "checkpoint")
 
 
@@ -140,8 +140,13 @@ class AlertConfig(Settings):
 
     enable_alerts: bool = True
     """Whether rules are judged at all."""
-    alert_channels: tuple[Literal["console", "log"], ...] = ("console", "log")
-    """Who is told: the terminal, Python's logging (logger ``cmr_monitor_callbacks.alerts``)."""
+    alert_channels: tuple[str, ...] = ("console", "log")
+    """Who is told: names of ``channels``. ``console`` (the terminal), ``log`` (Python's logging,
+    logger ``cmr_monitor_callbacks.alerts``), ``tensorboard`` and ``jsonl`` need no settings."""
+    channels: dict[str, SerializeAsAny[ChannelConfig]] = Field(
+        default_factory=lambda: parse_channels({})
+    )
+    """Settings of the channels by name, see `cmr_monitor_callbacks.config.channels`."""
     severity_levels: tuple[Severity, ...] = SEVERITIES
     """Severities in use, in rising order; a rule that uses another is an error."""
     alert_cooldown: float = Field(default=60.0, ge=0, allow_inf_nan=False)
@@ -167,6 +172,12 @@ class AlertConfig(Settings):
     route: RouteConfig = RouteConfig()
     """How alerts come together in notices."""
 
+    @field_validator("channels", mode="wrap")
+    @classmethod
+    def _channels_by_kind(cls, value: Any, handler: Any) -> Any:
+        del handler  # each kind has settings of its own
+        return parse_channels(value)
+
     @field_validator("severity_levels")
     @classmethod
     def _ordered(cls, levels: tuple[str, ...]) -> tuple[str, ...]:
@@ -188,6 +199,14 @@ class AlertConfig(Settings):
                 raise ValueError(f"two rules of the list are named {name!r}")
             named[name] = {key: item for key, item in rule.items() if key != "name"}
         return named
+
+    @model_validator(mode="after")
+    def _names_of_channels(self) -> AlertConfig:
+        try:
+            check_names(self.alert_channels, self.channels)
+        except ValueError as error:
+            raise ValueError(f"alert_channels: {error}") from None
+        return self
 
     @model_validator(mode="after")
     def _severities_in_use(self) -> AlertConfig:

@@ -62,6 +62,8 @@ def parse(model: type[M], value: Any, where: str) -> M:
 def _describe(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
     path = ".".join([where, *(str(part) for part in detail["loc"])])
     kind, given = detail["type"], detail["input"]
+    if _is_secret(model, detail["loc"]):
+        return f"{path}: {detail['msg'].removeprefix('Value error, ')} (it is not shown: a secret)"
     if kind == "extra_forbidden":
         fields = _fields_at(model, detail["loc"][:-1])
         return f"{path} is not a setting; {nearest(detail['loc'][-1], fields)}"
@@ -94,6 +96,12 @@ def _describe(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
     if kind == "value_error":
         return f"{path}: {context['error']}"
     return f"{path}: {detail['msg']}, got {given!r}"
+
+
+def _is_secret(model: type[BaseModel], loc: tuple[int | str, ...]) -> bool:
+    """Whether a value must not be shown, not even a wrong one."""
+    field = model.model_fields.get(str(loc[0])) if loc else None
+    return field is not None and "SecretStr" in str(field.annotation)
 
 
 def _hint(given: Any, context: Mapping[str, Any]) -> str:

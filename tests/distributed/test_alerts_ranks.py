@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from cmr_monitor_callbacks import CMRPerformanceMonitor, CriticalAlert
+from cmr_monitor_callbacks import CMRPerformanceMonitor, CriticalAlert, Notice
 from cmr_monitor_callbacks.config import load_preset
 from tests.distributed.processes import Rank, results
+from tests.ear import Ear
 
 pytestmark = pytest.mark.distributed
 
@@ -121,22 +122,15 @@ def _monitor(rules: Settings, file: Path | None = None) -> CMRPerformanceMonitor
     return monitor
 
 
-class Ear:
-    """A channel that keeps what it is sent."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def send(self, notice: Any) -> None:
-        layers = [alert.labels.get("layer") for alert in notice.alerts]
-        self.heard.append(f"{notice.title} {layers}")
+def _short(notice: Notice) -> str:
+    return f"{notice.title} {[alert.labels.get('layer') for alert in notice.alerts]}"
 
 
 def _play(rank: Rank, name: str) -> dict[str, Any]:
     scene, rules = SCENES[name]
     monitor = _monitor(rules, rank.folder / "rules.yaml" if name == "edited" else None)
     ear, decisions = Ear(), []
-    monitor.alerts.channels = [ear]
+    monitor.alerts.delivery = ear
     monitor.on_decision = lambda kind, why: decisions.append((monitor.current_step, kind, why))
     for step in range(STEPS):
         scene(rank, monitor, step)
@@ -148,7 +142,12 @@ def _play(rank: Rank, name: str) -> dict[str, Any]:
     ]
     messages = [t.message for t in monitor.alerts.transitions]
     monitor.leave_ranks()
-    return {"said": said, "told": ear.heard, "decisions": decisions, "messages": messages}
+    return {
+        "said": said,
+        "told": [_short(notice) for notice in ear.notices],
+        "decisions": decisions,
+        "messages": messages,
+    }
 
 
 def _raises(rank: Rank) -> tuple[int, str, Any] | None:

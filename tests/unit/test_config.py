@@ -92,7 +92,7 @@ def test_a_wrong_monitoring_setting_names_field_value_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alert_channels": ["consol"]}, "must be 'console' or 'log', got 'consol'"),
+        ({"alert_channels": ["consol"]}, "no channel is named 'consol'; did you mean 'console'"),
         ({"alert_cooldown": -1}, "alerts.alert_cooldown must be at least 0.0, got -1"),
         ({"severity_levels": ["error", "warning"]}, "must be an ordered subset of"),
         ({"escalation_rules": {"error": {"dellay": 3}}}, "did you mean 'delay'?"),

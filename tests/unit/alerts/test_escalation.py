@@ -9,15 +9,7 @@ from torch import nn
 
 from cmr_monitor_callbacks import CMRPerformanceMonitor, CMRProbe
 from cmr_monitor_callbacks.clock import ManualClock
-
-
-class Ear:
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def send(self, notice: Any) -> None:
-        self.heard.append(str(notice))
-
+from tests.ear import Ear
 
 THEN = [{"after": "100s", "raise_to": "error", "unless": "acked"}]
 ESCALATION = {
@@ -46,7 +38,7 @@ class Story:
             clock=self.clock,
         )
         self.ear = Ear()
-        self.monitor.alerts.channels = [self.ear]
+        self.monitor.alerts.delivery = self.ear
 
     def windows(self, number: int, stored: int = 3) -> list[str]:
         """So many windows; what was told in them."""
@@ -106,7 +98,7 @@ def test_a_firing_alert_is_told_again_only_where_that_is_asked_for(
         story.monitor.config, alert_config=changed, model=story.model, clock=story.clock
     )
     story.monitor.detach()
-    monitor.alerts.channels = [story.ear]
+    monitor.alerts.delivery = story.ear
     story.monitor = monitor
     assert len(story.windows(11)) == (1 if told_again is None else 3)
     monitor.acknowledge("refused")

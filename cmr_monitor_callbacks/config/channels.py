@@ -1,0 +1,175 @@
+"""Who is told of alerts: the settings of each channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+
+from cmr_monitor_callbacks.config.loading import Settings, parse
+from cmr_monitor_callbacks.config.rules import Severity
+from cmr_monitor_callbacks.config.spans import Duration, PositiveDuration
+from cmr_monitor_callbacks.errors import nearest
+
+
+class ChannelConfig(Settings):
+    """What all channels have."""
+
+    kind: ClassVar[str] = ""
+    type: str | None = None
+    """What kind of channel it is; null: the kind that its name says."""
+    min_severity: Severity = "warning"
+    """Least severity that is told of here."""
+
+
+class ConsoleConfig(ChannelConfig):
+    """The terminal, above the progress bar where there is one."""
+
+    kind: ClassVar[str] = "console"
+    color: bool | None = None
+    """Whether lines are coloured; null: where the terminal can."""
+
+
+class LogConfig(ChannelConfig):
+    """Python's logging: logger ``cmr_monitor_callbacks.alerts``, at the alert's own level."""
+
+    kind: ClassVar[str] = "log"
+
+
+class JsonlConfig(ChannelConfig):
+    """A file with one JSON object for each alert of each notice."""
+
+    kind: ClassVar[str] = "jsonl"
+    path: str = "alerts.jsonl"
+    """Where; relative to the run's log directory."""
+
+
+class TensorBoardConfig(ChannelConfig):
+    """A table of the newest notices under TensorBoard's Text."""
+
+    kind: ClassVar[str] = "tensorboard"
+    rows: int = Field(default=20, ge=1, le=1000)
+    """So many notices."""
+
+
+class RemoteConfig(ChannelConfig):
+    """What channels have that may be slow, or away."""
+
+    queue: int = Field(default=256, ge=1)
+    """Notices that wait at most; what is more is lost, the oldest first, and counted."""
+    retries: int = Field(default=5, ge=0)
+    """How often a notice that could not be delivered is tried again."""
+    backoff: PositiveDuration = 1.0
+    """Seconds before the first of them; each next one waits twice as long, up to a minute."""
+
+
+class WebhookConfig(RemoteConfig):
+    """An HTTP request (POST, JSON) for each notice."""
+
+    kind: ClassVar[str] = "webhook"
+    url: SecretStr
+    """Where to; ``${oc.env:HOOK}`` keeps it out of files. Never written anywhere."""
+    format: Literal["json", "slack"] = "json"
+    """The project's own JSON, or what Slack and those like it take."""
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """Sent with it; never written anywhere."""
+    timeout: PositiveDuration = 3.0
+    """Seconds that the server has for each step of its answer."""
+
+    @field_validator("url")
+    @classmethod
+    def _an_address(cls, url: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(url.get_secret_value())
+            fine = parts.scheme in ("http", "https") and bool(parts.hostname)
+            fine = fine and (parts.port is None or parts.port > 0)
+        except ValueError:
+            fine = False
+        if not fine:
+            raise ValueError("must be an http:// or https:// address")
+        return url
+
+
+class AppriseConfig(RemoteConfig):
+    """Whatever Apprise can reach: mail, chat, phones (extra ``notify``)."""
+
+    kind: ClassVar[str] = "apprise"
+    urls: tuple[SecretStr, ...] = ()
+    """Addresses as Apprise has them; never written anywhere."""
+
+
+class CallbackConfig(ChannelConfig):
+    """A Python function, from code only; it is given the `Notice`, on a thread of the monitor's."""
+
+    kind: ClassVar[str] = "callback"
+    function: Callable[[Any], Any]
+    """Called with each notice."""
+
+
+_KINDS: Final[Mapping[str, type[ChannelConfig]]] = {
+    model.kind: model
+    for model in (
+        ConsoleConfig,
+        LogConfig,
+        JsonlConfig,
+        TensorBoardConfig,
+        WebhookConfig,
+        AppriseConfig,
+        CallbackConfig,
+    )
+}
+WITHOUT_SETTINGS: Final = ("console", "log", "jsonl", "tensorboard")
+"""Channels that need none."""
+
+
+def parse_channels(value: Any) -> dict[str, ChannelConfig]:
+    """Channels by name; those that need no settings are always there.
+
+    Raises:
+        ValueError: a channel is of no known kind, or a setting of it is wrong.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be a mapping by name, got {type(value).__name__}")
+    given = {**{name: {} for name in WITHOUT_SETTINGS}, **value}
+    return {str(name): _parse_channel(str(name), settings) for name, settings in given.items()}
+
+
+def _parse_channel(name: str, settings: Any) -> ChannelConfig:
+    if isinstance(settings, ChannelConfig):
+        return settings
+    if callable(settings) and not isinstance(settings, Mapping):
+        return CallbackConfig(function=settings)
+    settings = {} if settings is None else settings
+    kind = settings.get("type") or name if isinstance(settings, Mapping) else name
+    if kind not in _KINDS:
+        raise ValueError(f"{name}: no channel is of type {kind!r}; {nearest(kind, _KINDS)}")
+    return parse(_KINDS[kind], settings, name)
+
+
+def check_names(names: Sequence[str], channels: Mapping[str, ChannelConfig]) -> None:
+    """Every name must be a channel's.
+
+    Raises:
+        ValueError: one is not; the message names the nearest.
+    """
+    for name in names:
+        if name not in channels:
+            raise ValueError(f"no channel is named {name!r}; {nearest(name, channels)}")
+
+
+__all__ = [
+    "AppriseConfig",
+    "CallbackConfig",
+    "ChannelConfig",
+    "ConsoleConfig",
+    "Duration",
+    "JsonlConfig",
+    "LogConfig",
+    "RemoteConfig",
+    "TensorBoardConfig",
+    "WebhookConfig",
+    "check_names",
+    "parse_channels",
+]
