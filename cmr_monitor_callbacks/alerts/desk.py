@@ -6,7 +6,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from cmr_monitor_callbacks.alerts.channels import Channel, ConsoleChannel, LogChannel
@@ -184,11 +184,10 @@ class AlertDesk:
             severity = self._raised(state, step, now, window) if state.phase.fires else None
             if severity is not None and severity is not state.severity:
                 self._engine.raise_to(state.key, severity)
-                after = replace(state, severity=severity)
-                message = (
-                    f"{state.message} (raised from {_value(state.severity)}: nobody deals with it)"
+                after = self._engine.state_of(state.key)
+                raised.append(
+                    Transition(after, state.phase, step, now, after.message, after.severity)
                 )
-                raised.append(Transition(after, state.phase, step, now, message, severity))
         return raised
 
     def _raised(self, state: AlertState, step: int, now: float, window: int) -> Severity | None:
@@ -307,10 +306,6 @@ class AlertDesk:
         self._engine.load(state["engine"])
         self._manager.load(state["manager"], (rule.name for rule in self.rules))
         self._warm, self._told = state["warm"], state["told"]
-
-
-def _value(severity: Severity | None) -> str:
-    return "" if severity is None else severity.value
 
 
 __all__ = ["AlertDesk", "HealthChange", "Notice"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from cmr_monitor_callbacks.health import Severity
+
+_SHOWN: Final = 8
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,12 @@ class Notice:
 
     @property
     def text(self) -> str:
-        """The alerts' sentences, in one line."""
+        """The alerts' sentences, in one line; of many the worst, and how many more there are."""
         if self.summary:
             return self.summary
-        return "; ".join(alert.message for alert in self.alerts)
+        shown = [alert.message for alert in self.alerts[:_SHOWN]]
+        more = len(self.alerts) - len(shown)
+        return "; ".join([*shown, *([f"and {more} more"] if more else [])])
 
     def __str__(self) -> str:
         """One line.

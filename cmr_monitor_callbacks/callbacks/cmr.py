@@ -261,6 +261,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self.monitor.on_decision = None
         try:
             self.monitor.flush()
+        except CriticalAlert as alert:  # the run ends already, perhaps by another error
+            logger.error("%s", alert)
         finally:
             for sink in self._own_sinks:
                 sink.close()

@@ -236,6 +236,7 @@ class AlertEngine:
         level = np.where(nodata, np.maximum(memory.severity, limits.lowest), level)
         level = np.where(error, limits.error_level, level)
         known = (memory.phase != INACTIVE) & (met | nodata | error)
+        memory.level[known] = level[known]
         memory.severity[known] = np.maximum(level, memory.floor)[known]
         well = memory.phase == INACTIVE
         memory.severity[well] = 0
@@ -305,16 +306,16 @@ class AlertEngine:
                 memory.floor[i] = max(int(memory.floor[i]), severity.rank)
                 memory.severity[i] = max(int(memory.severity[i]), severity.rank)
 
-    def rule_of(self, state: AlertState) -> AlertRule:
-        """The rule of an alert.
+    def state_of(self, key: Key) -> AlertState:
+        """An open alert.
 
         Raises:
-            KeyError: there is no such rule any more.
+            KeyError: it is not open.
         """
-        for rule in self.rules:
-            if rule.name == state.rule:
-                return rule
-        raise KeyError(state.rule)
+        for state in self.open():
+            if state.key == key:
+                return state
+        raise KeyError(key)
 
     def _state(self, i: int) -> AlertState:
         series, memory = self._series, self._memory
@@ -322,7 +323,8 @@ class AlertEngine:
         metric = series.metric[i]
         severity = SEVERITY[memory.severity[i]]
         phase = PHASES[memory.phase[i]]
-        limit = rule.threshold(severity).fire
+        met = SEVERITY[memory.level[i]]
+        limit = rule.threshold(met).fire
         value = float(self._values[i])
         state = AlertState(
             rule=rule.name,
@@ -339,7 +341,7 @@ class AlertEngine:
             fired_window=_whole(memory.fired[1, i]),
             value=value,
             threshold=math.nan if isinstance(limit, tuple) else limit,
-            message=self._message(i, rule, value, severity, phase),
+            message=self._message(i, rule, value, met, phase),
             names_metric=rule.several,
         )
         return state
@@ -359,7 +361,11 @@ class AlertEngine:
         if phase is Phase.INACTIVE:
             shown = "is well again" if math.isnan(value) else f"is {value:.3g} again"
             return f"{prefix}{metric} {shown}"
-        return rule.message(
+        raised = int(self._memory.floor[i]) > int(self._memory.level[i])
+        why = (
+            f" (raised from {severity.value}: nobody deals with it)" if raised and severity else ""
+        )
+        text = rule.message(
             {
                 "alert": rule.name,
                 "layer": "" if layer is None else layer,
@@ -374,6 +380,7 @@ class AlertEngine:
                 "component": rule.component(metric),
             }
         )
+        return text + why
 
     def found_of(self, i: int) -> tuple[LayerId | None, int | None]:
         """Layer and rank of an instance; of several made one, those whose value was taken."""

@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Places = NDArray[np.intp]
 _CLOCKS: Final = ("since", "quiet", "gap", "fired")
-_LEVELS: Final = ("phase", "severity", "floor")
+_LEVELS: Final = ("phase", "severity", "floor", "level")
 _NUMBERS: Final = ("best", "ewma", "before", "learned")
 
 
@@ -24,6 +24,7 @@ class Memory:
         phase: place in `Phase`.
         severity: of the alert, 1 to 3; 0 where none is open.
         floor: severity that the alert was raised to; 0: none.
+        level: severity of the threshold met last.
         since: when its condition was first met, shape ``(3, instances)``: step, window, seconds.
         quiet: when the condition of a firing alert ended; NaN while it holds.
         gap: when its data ended; NaN while there is any.
@@ -39,6 +40,7 @@ class Memory:
         self.phase = np.zeros(size, dtype=np.int8)
         self.severity = np.zeros(size, dtype=np.int8)
         self.floor = np.zeros(size, dtype=np.int8)
+        self.level = np.zeros(size, dtype=np.int8)
         self.since = np.full((3, size), math.nan)
         self.quiet = np.full((3, size), math.nan)
         self.gap = np.full((3, size), math.nan)

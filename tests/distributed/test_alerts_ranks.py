@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cmr_monitor_callbacks import CMRPerformanceMonitor, CriticalAlert
+from cmr_monitor_callbacks.config import load_preset
 from tests.distributed.processes import Rank, results
 
 pytestmark = pytest.mark.distributed
@@ -18,6 +19,16 @@ ROUTE = {"group_interval": 0}
 NOW = {name: {"immediate": True} for name in ("warning", "error", "critical")}
 Settings = dict[str, Any]
 Scene = Callable[[Rank, CMRPerformanceMonitor, int], None]
+
+
+STRAGGLER = load_preset("default")["alerts"]["rules"]["straggler"] | {"for": "5 steps"}
+BY_STEP = {
+    "metric": "step_time",
+    "select": {"rank": "*"},
+    "compare": {"vs": "ranks.median", "as": "ratio"},
+    "condition": ">",
+    "thresholds": {"warning": {"fire": 1.1, "recover": 1.05}},
+}
 
 
 def refused(**more: Any) -> Settings:
@@ -60,6 +71,14 @@ def _edited(rank: Rank, monitor: CMRPerformanceMonitor, step: int) -> None:
         monitor.record_capture(9, 2, 0.001, states_captured=4, states_attempted=4)
 
 
+def _one_rank_is_slow(rank: Rank, monitor: CMRPerformanceMonitor, step: int) -> None:
+    """From step 10 to 24 the last rank needs three times as long for its forward."""
+    slow = rank.rank == rank.world - 1 and 10 <= step < 25
+    forward = 0.3 if slow else 0.1
+    # the others wait in the backward: a step takes all of them equally long
+    monitor.record_step(0.4, 0.0, forward, 0.4 - forward, 0.0, 0.0, 1)
+
+
 SCENES: dict[str, tuple[Scene, Settings]] = {
     "few": (_few_everywhere, refused()),
     "cells": (_one_rank_refuses, refused(select={"layer": "*", "rank": "*"})),
@@ -70,6 +89,7 @@ SCENES: dict[str, tuple[Scene, Settings]] = {
     "stop": (_few_everywhere, refused(actions=["checkpoint", "stop"])),
     "silenced": (_silenced_on_rank_0, refused()),
     "edited": (_edited, {}),
+    "slow": (_one_rank_is_slow, {"straggler": STRAGGLER, "by_step": BY_STEP}),
 }
 
 
@@ -209,3 +229,18 @@ def test_raise_ends_all_ranks_at_one_step_with_the_numbers(said: list[dict[str, 
     assert step == 18
     assert message.startswith("alert refused: layer ")
     assert stored == {4: 5 * len(said), 6: 5 * len(said), 8: 20 * len(said)}
+
+
+def test_the_slow_rank_is_named_by_its_own_part_of_the_step(said: list[dict[str, Any]]) -> None:
+    """A whole step takes all ranks equally long, which is why it names none."""
+    last, scene = len(said) - 1, said[0]["slow"]
+    where = [("rank", str(last))]
+    assert {rule for _, rule, _, _ in scene["said"]} == {"straggler"}
+    assert [(labels, what) for _, _, labels, what in scene["said"]] == [
+        (where, "pending"),
+        (where, "firing"),
+        (where, "resolved"),
+    ]
+    times = "1.50" if len(said) == 2 else "3.00"  # beside the median of two, which is their mean
+    text = f"rank {last}: its own part of a step takes {times} times the ranks' median"
+    assert scene["messages"][1] == text

@@ -57,7 +57,9 @@ class Environment:
         venv.create(folder, with_pip=False)
         self.python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
         paths = {"base": str(folder), "platbase": str(folder)}
-        self.site_packages = Path(sysconfig.get_path("purelib", scheme="venv", vars=paths))
+        names = sysconfig.get_scheme_names()
+        scheme = "venv" if "venv" in names else sysconfig.get_preferred_scheme("prefix")  # 3.10
+        self.site_packages = Path(sysconfig.get_path("purelib", scheme=scheme, vars=paths))
 
     def lend_packages(self) -> None:
         lent = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}

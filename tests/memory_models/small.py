@@ -144,7 +144,7 @@ class SmallNet(nn.Module):
         stored = 0
         for row, at in (scores >= self.relevance_scorer.relevance_threshold).nonzero().tolist():
             stored += self.memory_buffer.store_state(
-                hidden_states[row, at],
+                hidden_states[row][at],
                 layer_idx,
                 relevance=float(scores[row, at]),
                 key=int(keys[row, at]),
