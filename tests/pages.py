@@ -62,7 +62,7 @@ def merged(snippet: str) -> dict[str, Any]:
     given = yaml.safe_load(snippet)
     assert set(given) <= set(NODES), f"no nodes of the configuration: {sorted(given)}"
     together = OmegaConf.merge(load_preset("default"), given)
-    plain = OmegaConf.to_container(together)
+    plain = OmegaConf.to_container(together, resolve=True)
     assert isinstance(plain, dict)
     return {str(node): value for node, value in plain.items()}
 

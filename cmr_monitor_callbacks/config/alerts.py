@@ -135,12 +135,14 @@ class AlertConfig(Settings):
     """Rules and notifications (argument ``alerts``; the specification's dictionary).
 
     >>> AlertConfig(alert_cooldown=0).alert_channels
-    ('console', 'log')
+    ('console', 'log', 'tensorboard')
     """
 
     enable_alerts: bool = True
     """Whether rules are judged at all."""
-    alert_channels: tuple[str, ...] = ("console", "log")
+    alert_channels: tuple[str, ...] = Field(
+        default_factory=lambda: tuple(_preset("alert_channels"))
+    )
     """Who is told: names of ``channels``. ``console`` (the terminal), ``log`` (Python's logging,
     logger ``cmr_monitor_callbacks.alerts``), ``tensorboard`` and ``jsonl`` need no settings."""
     channels: dict[str, SerializeAsAny[ChannelConfig]] = Field(

@@ -56,19 +56,20 @@ def parse(model: type[M], value: Any, where: str) -> M:
         return model.model_validate(dict(value))
     except ValidationError as error:
         lines = [_describe(detail, model, where) for detail in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
+    # not from within: pydantic's own error shows values, which may be secrets
+    raise ConfigError("\n".join(lines))
 
 
 def _describe(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
     path = ".".join([where, *(str(part) for part in detail["loc"])])
     kind, given = detail["type"], detail["input"]
-    if _is_secret(model, detail["loc"]):
-        return f"{path}: {detail['msg'].removeprefix('Value error, ')} (it is not shown: a secret)"
     if kind == "extra_forbidden":
         fields = _fields_at(model, detail["loc"][:-1])
         return f"{path} is not a setting; {nearest(detail['loc'][-1], fields)}"
     if kind == "missing":
         return f"{path} is required"
+    if _is_secret(model, detail["loc"]):
+        return f"{path}: {detail['msg'].removeprefix('Value error, ')} (it is not shown: a secret)"
     context = detail.get("ctx", {})
     allowed = {
         "greater_than": "greater than {gt}",
@@ -94,7 +95,10 @@ def _describe(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
     if kind in ("literal_error", "enum"):
         return f"{path} must be {context['expected']}, got {given!r}{_hint(given, context)}"
     if kind == "value_error":
-        return f"{path}: {context['error']}"
+        inner = context["error"]
+        if isinstance(inner, ConfigError):  # of settings within, which know their own path
+            return "\n".join(f"{path}.{line}" for line in str(inner).splitlines())
+        return f"{path}: {inner}"
     return f"{path}: {detail['msg']}, got {given!r}"
 
 
