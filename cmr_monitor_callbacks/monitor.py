@@ -462,6 +462,7 @@ class CMRPerformanceMonitor:
         time = closed.time if exchanged is None else exchanged.first.time
         own = self._own.read(self._counts(), reading, exchanged)
         snapshot = self._snapshot("train", reading, closed.step, time, own, exchanged)
+        own.update(self.alerts.report.numbers())  # rules see the verdict before
         transitions = self.alerts.judge(snapshot, self.windows, muted=self._muted)
         own.update(self.alerts.report.numbers())  # the snapshot holds this very mapping
         self.snapshot = snapshot
@@ -871,6 +872,6 @@ class CMRPerformanceMonitor:
     def _note_invalid(self, sample: InvalidSample) -> None:
         layers = (None, *self._ledger.layout.layers)
         self.error_log.append(
-            f"step {self._step_under_way()}: layer {layers[sample.column]}: "
+            f"step {self.current_step}: layer {layers[sample.column]}: "
             f"{sample.component}.{sample.field} is {sample.reason}: {sample.value}"
         )

@@ -274,12 +274,9 @@ class AlertDesk:
     def _take(self, config: AlertConfig) -> None:
         """Go on with the rules of another configuration; open alerts of rules that stay, stay."""
         rules = (*compile_rules(config, self._thresholds), *self._watches.rules)
-        for silence in config.silences:
-            if silence not in self._config.silences:
-                self._manager.silence(silence)
         self._config = config
-        for key in self._engine.replace_rules(rules):
-            self._manager.forget(key)
+        self._manager.take_config(config)
+        self._engine.replace_rules(rules)
 
     def watch(self, metric: str, condition: Any, callback: Callable[[Alert], Any]) -> str:
         """Add a rule from code; see `CMRPerformanceMonitor.set_alert`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from cmr_monitor_callbacks.alerts.notice import Alert, Notice
 from cmr_monitor_callbacks.alerts.overflow import Overflow
-from cmr_monitor_callbacks.config import AlertConfig, EscalationConfig, SilenceConfig
+from cmr_monitor_callbacks.config import AlertConfig, EscalationConfig, SilenceConfig, parse
 from cmr_monitor_callbacks.health import AlertRule, AlertState, Key, Severity, Transition
 from cmr_monitor_callbacks.layers import matches
 
@@ -80,7 +80,7 @@ class AlertManager:
     def __init__(self, config: AlertConfig) -> None:
         self._config = config
         self._escalation = {str(name): rule for name, rule in config.escalation_rules.items()}
-        self._silences = list(config.silences)
+        self._silences: list[SilenceConfig] = []
         self._episodes: dict[Key, _Episode] = {}
         self._last_told: dict[Key, float] = {}
         self._groups: dict[Group, _Group] = {}
@@ -110,10 +110,10 @@ class AlertManager:
         """Whether somebody deals with an alert."""
         return key in self._acked
 
-    def forget(self, key: Key) -> None:
-        """An alert is gone with its rule: nobody is told that it ended, for nobody knows."""
-        self._episodes.pop(key, None)
-        self._acked.discard(key)
+    def take_config(self, config: AlertConfig) -> None:
+        """Go on with another configuration's silences, inhibition, delays and groups."""
+        self._config = config
+        self._escalation = {str(name): rule for name, rule in config.escalation_rules.items()}
 
     def silence(self, silence: SilenceConfig) -> None:
         """From now on alerts are known."""
@@ -221,10 +221,11 @@ class AlertManager:
 
     def _quiet(self, step: int, now: float) -> set[Key]:
         """Alerts that are silenced, or inhibited by another that fires."""
+        silences = (*self._config.silences, *self._silences)
         quiet = {
             key
             for key, episode in self._episodes.items()
-            if any(_silences(silence, episode, step, now) for silence in self._silences)
+            if any(_silences(silence, episode, step, now) for silence in silences)
         }
         labels = {
             key: {**episode.labels, "severity": episode.severity}
@@ -286,6 +287,7 @@ class AlertManager:
             "last_told": [[*key, time] for key, time in self._last_told.items()],
             "groups": [[list(g), x.waiting, x.last] for g, x in self._groups.items()],
             "acked": [list(key) for key in self._acked],
+            "silences": [silence.model_dump(mode="json") for silence in self._silences],
             "overflow": self._overflow.state(),
         }
 
@@ -300,6 +302,7 @@ class AlertManager:
         self._acked = {(rule, metric, layer, rank) for rule, metric, layer, rank in state["acked"]}
         for group, waiting, last in state["groups"]:
             self._groups[tuple(group)] = _Group(waiting, last)
+        self._silences = [parse(SilenceConfig, item, "silence") for item in state["silences"]]
         self._overflow.load(state["overflow"])
 
 

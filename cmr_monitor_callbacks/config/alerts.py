@@ -174,6 +174,24 @@ class AlertConfig(Settings):
     route: RouteConfig = RouteConfig()
     """How alerts come together in notices."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_with_fewer_levels(cls, data: Any) -> Any:
+        """The preset's own rules follow ``severity_levels``; a user's rules must name them."""
+        if not isinstance(data, dict) or "severity_levels" not in data or "rules" in data:
+            return data
+        given = data["severity_levels"]
+        levels = [s for s in SEVERITIES if isinstance(given, (list, tuple)) and s in given]
+        if not levels:
+            return data
+        rules = {}
+        for name, rule in _preset("rules").items():
+            limits = rule["thresholds"]
+            kept = {s: limit for s, limit in limits.items() if s in levels}
+            lowest = next(iter(limits.values()))
+            rules[name] = {**rule, "thresholds": kept or {levels[-1]: lowest}}
+        return {**data, "rules": rules}
+
     @field_validator("channels", mode="wrap")
     @classmethod
     def _channels_by_kind(cls, value: Any, handler: Any) -> Any:

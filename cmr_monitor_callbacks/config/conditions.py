@@ -23,7 +23,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
 
 _NUMBER: Final = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _COMPARISON: Final = re.compile(rf"\s*(>=|<=|==|!=|>|<)\s*({_NUMBER})\s*")
-_TERM: Final = re.compile(rf"\s*(\w+)\s*(>=|<=|==|!=|>|<)\s*({_NUMBER})\s*")
+_TERM: Final = re.compile(rf"\s*((?:whole\.)?\w+)\s*(>=|<=|==|!=|>|<)\s*({_NUMBER})\s*")
 
 
 def parse_comparison(text: str) -> tuple[str, float]:
@@ -65,7 +65,8 @@ def parse_expression(text: str, also: Iterable[str] = ()) -> Expression:
     """Comparisons joined by ``and`` and ``or``; ``and`` binds first.
 
     Args:
-        text: such as ``utilization_rate >= 0.95 or steps >= 2000``.
+        text: such as ``utilization_rate >= 0.95 or steps >= 2000``; ``whole.`` before a metric's
+            name means that of the model as a whole, where others are of a layer.
         also: names beside the metrics'.
 
     Raises:
@@ -87,11 +88,11 @@ def _term(text: str, also: set[str]) -> Comparison:
             f"{text.strip()!r} is no comparison of a metric with a number, such as "
             "'utilization_rate >= 0.95'"
         )
-    name = found[1]
+    prefix, _, name = found[1].rpartition(".")
     if name not in also:
         try:
             name = canonical(name)
         except KeyError as error:
             hint = nearest(name, also)
             raise ValueError(hint if hint.startswith("did") else error.args[0]) from None
-    return Comparison(name, found[2], float(found[3]))
+    return Comparison(f"{prefix}.{name}" if prefix else name, found[2], float(found[3]))

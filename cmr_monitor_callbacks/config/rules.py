@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, canonical
+from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, Kind, canonical
 from cmr_monitor_callbacks.config.conditions import parse_expression
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.spans import Span
@@ -233,6 +233,11 @@ class RuleConfig(Settings):
         for name in ("layer", "rank"):
             if getattr(self.reduce, name) != "none" and getattr(self.select, name) is None:
                 raise ValueError(f"reduce.{name} needs select.{name}, such as '*'")
+        info = BY_NAME.get(self.metric)
+        if info is not None and self.select.layer is not None and info.kind is Kind.SCORE:
+            raise ValueError(f"{self.metric} is of the whole; leave select.layer out")
+        if info is not None and self.select.rank is not None and info.kind is Kind.QUANTILE:
+            raise ValueError(f"{self.metric} is known over all ranks only; leave select.rank out")
         if self.when is not None and (self.reduce.layer, self.reduce.rank) != ("none", "none"):
             raise ValueError("when speaks of single series; leave reduce out")
         if self.select.component is not None and self.metric in BY_NAME:

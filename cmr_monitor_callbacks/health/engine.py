@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +31,11 @@ SEVERITY: Final = (None, *Severity)
 _KEY: Final = ("rule", "metric", "layer", "rank")
 _EARLY: Final = np.array([0.0, 0.0, 1e-6])[:, None]
 """Clocks are floats: a second that ends a millionth early has ended."""
+_ENDS: Final = {
+    "nonfinite": "is finite again",
+    "frozen": "changes again",
+    "absent": "has data again",
+}
 EWMA_WINDOWS: Final = 20
 """Windows over which the average of ``self.ewma`` mostly reaches."""
 _EWMA_NEEDS: Final = 5
@@ -65,6 +71,7 @@ class AlertEngine:
         """No alert is open, nothing was ever judged."""
         self.errors: list[tuple[str, Exception]] = []
         self._at = np.zeros((3, 1))
+        self._gone: list[AlertState] = []
         self._plan(Memory(0))
 
     def _plan(self, memory: Memory) -> None:
@@ -72,27 +79,43 @@ class AlertEngine:
         self._limits = Limits(self._series)
         self._memory = memory
         self._values = np.full(len(self._series), math.nan)
+        self._idle = self._nothing = np.zeros(len(self._series), dtype=bool)
         if len(memory) != len(self._series):
             self._memory = Memory(len(self._series))
 
-    def replace_rules(self, rules: Sequence[AlertRule]) -> list[Key]:
+    def replace_rules(self, rules: Sequence[AlertRule]) -> None:
         """Go on with other rules; alerts of rules that are still there stay as they are.
 
-        Returns:
-            alerts that were open and are no more.
+        Those of rules that are gone end with the next evaluation.
         """
-        before = {state.key for state in self.open()}
+        before = self.open()
         self.rules = tuple(rules)
-        self._carry_over(self._layout)
-        return sorted(before - {state.key for state in self.open()}, key=str)
+        self._carry_over(self._layout, before)
 
-    def _carry_over(self, layout: tuple[tuple[LayerId, ...], int]) -> None:
+    def _carry_over(
+        self, layout: tuple[tuple[LayerId, ...], int], before: tuple[AlertState, ...]
+    ) -> None:
         old, memory = self._series, self._memory
         kept = {old.key(i): i for i in memory.noteworthy().tolist()}
         self._layout = layout
         self._plan(Memory(0))
         if kept:
             self._memory.take(memory, self._matched(kept))
+        if before:
+            still = {self._series.key(i) for i in np.flatnonzero(self._memory.phase).tolist()}
+            self._gone += [state for state in before if state.key not in still]
+
+    def _ended(self, step: int, now: float) -> list[Transition]:
+        """Alerts whose rule or series is no more."""
+        gone, self._gone = self._gone, []
+        out = []
+        for state in gone:
+            where = ", ".join(f"{name} {text}" for name, text in state.labels.items())
+            message = f"{where}: " if where else ""
+            message += f"{state.metric} is not watched any more"
+            ended = replace(state, phase=Phase.INACTIVE, severity=None, message=message)
+            out.append(Transition(ended, state.phase, step, now, message, state.severity))
+        return out
 
     def _matched(self, kept: Mapping[Key, int]) -> dict[int, int]:
         """Where instances are now, by where they were."""
@@ -127,7 +150,7 @@ class AlertEngine:
         """
         layout = numbers.layer_ids, numbers.world_size
         if layout != self._layout:
-            self._carry_over(layout)
+            self._carry_over(layout, self.open())
         self.errors = []
         at = np.array([[step], [window], [now]], dtype=np.float64)
         limits, memory = self._limits, self._memory
@@ -135,15 +158,16 @@ class AlertEngine:
         held = (limits.mutable & muted) | (limits.waits & warming_up)
         raw[held] = math.nan
         self._values = self._compared(raw)
-        excluded = self._series.excluded(numbers)
-        level, data, broken = self._levels(self._values, held, excluded)
+        companions = self._series.companions(numbers)
+        level, data, broken = self._levels(self._values, held, companions)
+        self._idle = self._nothing if companions is None else companions[0] | companions[1]
         phase, severity = memory.phase.copy(), memory.severity.copy()
         if phase.any() or level.any() or broken.any() or self._gap_matters(data):
             self._advance(level, data, broken, held, at)
         self._at = at
         self._learn(raw, level)
         changed = np.flatnonzero((phase != memory.phase) | (severity != memory.severity))
-        return [
+        return self._ended(step, now) + [
             self._transition(i, int(phase[i]), int(severity[i]), step, now)
             for i in changed.tolist()
         ]
@@ -164,7 +188,7 @@ class AlertEngine:
         return values
 
     def _levels(
-        self, values: Array, held: Mask, excluded: Mask | None
+        self, values: Array, held: Mask, companions: tuple[Mask, Mask] | None
     ) -> tuple[NDArray[np.int8], Mask, Mask]:
         """Severity met by each instance (0: none), which have data, whose condition failed."""
         limits, memory = self._limits, self._memory
@@ -184,8 +208,10 @@ class AlertEngine:
             except Exception as error:
                 broken[i] = True
                 self.errors.append((rule.name, error))
-        if excluded is not None:
-            met[:, excluded] = False
+        if companions is not None:
+            fails, unknown = companions
+            met[:, fails | unknown] = False
+            data[unknown] = False
         if len(limits.several):
             at = limits.several
             met[:, at] = memory.count(met[:, at], data[at], at, limits.m, limits.n)
@@ -204,7 +230,7 @@ class AlertEngine:
         self, level: NDArray[np.int8], data: Mask, broken: Mask, held: Mask, at: Array
     ) -> None:
         memory, limits = self._memory, self._limits
-        gap = self._gaps(data | broken, held, at)
+        gap = self._gaps(data | broken, held, at) & ~self._idle
         data = (data | (gap & limits.gap_is_well)) & ~broken
         met, ended = data & (level > 0), data & (level == 0)
         phase = memory.phase
@@ -358,9 +384,8 @@ class AlertEngine:
             return f"{prefix}{metric} has no data"
         if phase is Phase.ERROR:
             return f"{prefix}the condition of {rule.name} failed on {metric} {value:.3g}"
-        if phase is Phase.INACTIVE:
-            shown = "is well again" if math.isnan(value) else f"is {value:.3g} again"
-            return f"{prefix}{metric} {shown}"
+        if phase in (Phase.INACTIVE, Phase.RECOVERING):
+            return f"{prefix}{metric} {_well(rule.condition, value)}"
         raised = int(self._memory.floor[i]) > int(self._memory.level[i])
         why = (
             f" (raised from {severity.value}: nobody deals with it)" if raised and severity else ""
@@ -433,3 +458,10 @@ def _elapsed(since: Array, at: Array, amount: Array, unit: NDArray[np.intp]) -> 
 
 def _whole(number: float) -> int:
     return -1 if number != number else int(number)
+
+
+def _well(condition: str, value: float) -> str:
+    """What is said of a condition that ended."""
+    if condition in _ENDS:
+        return _ENDS[condition]
+    return "is well again" if math.isnan(value) else f"is {value:.3g} again"

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, METRICS, OWN_METRICS
 from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, RuleConfig
-from cmr_monitor_callbacks.config.conditions import Expression, parse_expression
+from cmr_monitor_callbacks.config.conditions import COMPARISONS, Expression, parse_expression
 from cmr_monitor_callbacks.config.spans import parse_span
 from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.health.states import Severity
@@ -19,6 +19,7 @@ Span = tuple[float, str]
 """An amount of ``steps``, ``windows`` or ``seconds``."""
 Limit = float | tuple[float, float]
 _MUTED_UNITS: Final = frozenset({"s", "samples/s", "tokens/s"})
+_MUTED: Final = frozenset({"overhead_fraction"})
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class AlertRule:
 
     def muted(self, metric: str) -> bool:
         """Whether validation and the like make a window no data for it: times and rates."""
-        return BY_NAME[metric].unit in _MUTED_UNITS
+        info = BY_NAME[metric]
+        return info.component == "timing" or info.unit in _MUTED_UNITS or metric in _MUTED
 
     def threshold(self, severity: Severity | None) -> Threshold:
         """The threshold of a severity; of one that an alert was raised to, the worst below it."""
@@ -151,7 +153,7 @@ def compile_rules(
     thresholds = thresholds or AlertThresholds()
     rules = {name: compile_rule(name, rule) for name, rule in alerts.rules.items() if rule.enabled}
     for key, value in (thresholds.model_extra or {}).items():
-        rules[key] = _override(key, value, rules)
+        rules[key] = _override(key, value, rules, alerts)
     severity = [Severity(s) for s in alerts.severity_levels if s != "critical"] or [
         Severity.CRITICAL
     ]
@@ -224,8 +226,12 @@ def _meant(config: RuleConfig) -> Iterable[str]:
             yield info.name
 
 
-def _override(key: str, value: float, rules: Mapping[str, AlertRule]) -> AlertRule:
+def _override(
+    key: str, value: float, rules: Mapping[str, AlertRule], alerts: AlertConfig
+) -> AlertRule:
     path = f"monitoring.alert_thresholds.{key}"
+    if key in alerts.rules and key not in rules:
+        raise ConfigError(f"{path}: rule {key!r} is switched off (alerts.rules.{key}.enabled)")
     if key not in rules:
         raise ConfigError(
             f"{path} is neither a threshold nor a rule; {nearest(key, [*_SHORT_FORM, *rules])}"
@@ -234,6 +240,11 @@ def _override(key: str, value: float, rules: Mapping[str, AlertRule]) -> AlertRu
     if len(rule.thresholds) != 1:
         raise ConfigError(
             f"{path}: rule {key!r} has {len(rule.thresholds)} thresholds; "
+            f"set alerts.rules.{key}.thresholds"
+        )
+    if rule.condition not in COMPARISONS:
+        raise ConfigError(
+            f"{path}: the condition of rule {key!r}, {rule.condition!r}, takes no single number; "
             f"set alerts.rules.{key}.thresholds"
         )
     limit = float(value)

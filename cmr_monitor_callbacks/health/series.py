@@ -19,6 +19,7 @@ from cmr_monitor_callbacks.packed import METRIC_ROW
 from cmr_monitor_callbacks.snapshot import By, Over, Table
 
 Places = NDArray[np.intp]
+Mask = NDArray[np.bool_]
 NOWHERE: Final = -1
 """Place of a number that is in no table."""
 
@@ -196,23 +197,32 @@ class Series:
                 self._put_grid(grid, numbers, out)
         return out
 
-    def excluded(self, numbers: Numbers) -> NDArray[np.bool_] | None:
-        """Instances whose rule asks for something besides that does not hold; None: none."""
+    def companions(self, numbers: Numbers) -> tuple[Mask, Mask] | None:
+        """Where what a rule asks for besides does not hold, and where nobody knows; None: nowhere.
+
+        Unknown is a comparison without data; one that fails settles an ``and``, one that holds an
+        ``or``.
+        """
         if not self._whens:
             return None
-        out = np.zeros(len(self), dtype=bool)
+        fails, unknown = np.zeros(len(self), dtype=bool), np.zeros(len(self), dtype=bool)
         for rule, start, layers, ranks in self._whens:
-            holds = np.zeros(len(layers) * len(ranks), dtype=bool)
+            size = len(layers) * len(ranks)
+            some_holds, all_fail = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
             for alternative in rule.when:
-                all_of_it = np.ones_like(holds)
+                all_hold, some_fails = np.ones(size, dtype=bool), np.zeros(size, dtype=bool)
                 for part in alternative:
                     values = self._others(part.name, rule, layers, ranks, numbers)
-                    all_of_it &= COMPARISONS[part.condition](values, part.limit) & (
-                        values == values
-                    )
-                holds |= all_of_it
-            out[start : start + holds.size * len(rule.metrics)] = np.tile(~holds, len(rule.metrics))
-        return out
+                    known = ~np.isnan(values)
+                    holds = COMPARISONS[part.condition](values, part.limit) & known
+                    all_hold &= holds
+                    some_fails |= known & ~holds
+                some_holds |= all_hold
+                all_fail &= some_fails
+            stretch = slice(start, start + size * len(rule.metrics))
+            fails[stretch] = np.tile(all_fail, len(rule.metrics))
+            unknown[stretch] = np.tile(~some_holds & ~all_fail, len(rule.metrics))
+        return fails, unknown
 
     def _others(
         self,
@@ -223,11 +233,13 @@ class Series:
         numbers: Numbers,
     ) -> Array:
         """Values of another metric at the layers and ranks of a rule."""
+        if name.startswith("whole."):
+            name, layers = name[6:], [None] * len(layers)
         if name not in METRIC_ROW:
             places = [rank if self._ranks > 1 else None for rank in ranks]
             every = [numbers.own_value(name, rank, _over(rule)) for rank in places]
             return np.tile(every, len(layers))
-        other = replace(rule, metrics=(name,), condition=">")
+        other = replace(rule, metrics=(name,), condition=">", layer=rule.layer)
         return _taken(numbers.table(*self._source(other)), self._places(other, layers, ranks))
 
     def _put_grid(self, grid: _Grid, numbers: Numbers, out: Array) -> None:

@@ -239,6 +239,7 @@ def test_a_fit_tells_its_webhook(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     rule = {"metric": "states_captured", "condition": ">", "thresholds": {"error": 0}}
+    threads = set(threading.enumerate())
     with serving(says(200)) as server, caplog.at_level(logging.DEBUG):
         callback = CMRMonitorCallback(
             monitoring={"log_every_n_steps": 5},
@@ -263,7 +264,8 @@ def test_a_fit_tells_its_webhook(
     assert file.parent.name == "version_0"
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes()
-    assert not [t for t in threading.enumerate() if t.name.startswith("cmr-monitor-")]
+    left = set(threading.enumerate()) - threads
+    assert not [thread for thread in left if thread.name.startswith("cmr-monitor-")]
 
 
 def test_a_dead_webhook_is_itself_visible(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, MonitoringConfig, parse
+from cmr_monitor_callbacks.config.conditions import parse_expression
 from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.health import (
     AlertEngine,
@@ -171,10 +172,46 @@ def test_alerts_of_rules_that_are_gone_drop_and_the_others_stay() -> None:
     engine = AlertEngine([rule(), other])
     both = GivenNumbers({("step_time", None, None): 11.0, ("data_wait", None, None): 11.0})
     engine.evaluate(both, step=1, now=1, window=1)
-    gone = engine.replace_rules([other])
-    assert [key[0] for key in gone] == ["slow"]
+    engine.replace_rules([other])
     assert [state.rule for state in engine.open()] == ["other"]
-    assert engine.evaluate(both, step=2, now=2, window=2) == []
+    [ended] = engine.evaluate(both, step=2, now=2, window=2)
+    assert (ended.name, ended.message) == ("resolved", "step_time is not watched any more")
+    assert engine.evaluate(both, step=3, now=3, window=3) == []
+
+
+def test_an_alert_of_a_rank_that_is_lost_ends() -> None:
+    by_rank = AlertRule("slow", ("step_time",), ">", WARN, rank="*", min_ranks=2)
+    engine = AlertEngine([by_rank])
+    two = GivenNumbers({("step_time", None, 0): 1.0, ("step_time", None, 1): 11.0}, ranks=2)
+    engine.evaluate(two, step=1, now=1, window=1)
+    [ended] = engine.evaluate(given("step_time", 11), step=2, now=2, window=2)
+    assert (ended.name, ended.state.rank) == ("resolved", 1)
+    assert ended.message == "rank 1: step_time is not watched any more"
+    assert engine.open() == ()
+
+
+def test_a_companion_condition() -> None:
+    high = (Threshold(Severity.ERROR, 0.5, 0.5),)
+    when = parse_expression("states_rejected > 0 and whole.total_entries > 5")
+    one = AlertRule("full", ("utilization_rate",), ">", high, layer="*", when=when)
+    engine = AlertEngine([one])
+
+    def phase(rejected: float, entries: float) -> str:
+        values = {
+            ("utilization_rate", 4, None): 0.9,
+            ("states_rejected", 4, None): rejected,
+            ("total_entries", None, None): entries,
+        }
+        engine.evaluate(GivenNumbers(values), step=1, now=1, window=1)
+        return "".join(state.phase.value for state in engine.open())
+
+    assert phase(0, 9) == ""
+    assert phase(NAN, 9) == "", "nobody knows"
+    assert phase(1, 5) == ""
+    assert phase(1, 9) == "firing"
+    assert phase(NAN, 9) == "firing", "a gap is no recovery"
+    assert phase(NAN, 1) == "", "one part that fails is enough"
+    assert phase(1, NAN) == ""
 
 
 def test_an_alert_goes_on_after_a_round_trip() -> None:
