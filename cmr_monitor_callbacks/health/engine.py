@@ -280,12 +280,14 @@ class AlertEngine:
         if not missing.any():
             return missing
         passed = at - self._at
-        memory.since[:, missing] += passed
-        memory.quiet[:, missing] += passed
         memory.gap[:, held] += passed
         memory.gap[:, missing & ~held & np.isnan(memory.gap[0])] = at
         long = _elapsed(memory.gap, at, limits.gap_for, limits.gap_unit)
-        return missing & ~held & long & limits.acts_without_data
+        long = missing & ~held & long & limits.acts_without_data
+        still = missing & ~(long & limits.gap_is_well)
+        memory.since[:, still] += passed
+        memory.quiet[:, still] += passed
+        return long
 
     def _end(self, ended: Mask, at: Array) -> None:
         """Conditions that hold no more."""

@@ -1,0 +1,26 @@
+"""The command ``cmr-monitor``: a file for each of its own commands."""
+
+from __future__ import annotations
+
+import typer
+
+from cmr_monitor_callbacks.cli.rules import run_rule_tests
+
+app = typer.Typer(
+    name="cmr-monitor",
+    help="Watches the memory of transformers while they train.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command("test-rules")(run_rule_tests)
+
+
+@app.callback()
+def _several_commands() -> None:
+    """Watches the memory of transformers while they train."""
+
+
+def main() -> None:
+    """Run the command."""
+    app()

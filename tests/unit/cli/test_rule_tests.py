@@ -1,0 +1,169 @@
+"""Tests of rules: the shipped ones, the command, and what it says of files that are wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cmr_monitor_callbacks.cli import app
+from cmr_monitor_callbacks.config import config_root, preset_names
+from cmr_monitor_callbacks.health.notation import expand
+from cmr_monitor_callbacks.rule_tests import run_file
+from tests.pages import snippets
+
+FOLDER = config_root() / "rule_tests"
+SHIPPED = sorted(FOLDER.glob("*.yaml"))
+RULES = {"rules": {"slow": {"metric": "avg_latency", "condition": ">", "thresholds": {"error": 1}}}}
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["test-rules", *map(str, arguments)])
+    return done.exit_code, done.output
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """A test that holds, with changes."""
+    (folder / "rules.yaml").write_text(yaml.safe_dump(RULES))
+    test: dict[str, Any] = {
+        "input_series": [{"series": "avg_latency", "values": "0.5 2x3"}],
+        "alert_rule_test": [
+            {"eval_time": "0s", "alertname": "slow"},
+            {
+                "eval_time": "1m",
+                "alertname": "slow",
+                "exp_alerts": [{"exp_labels": {"severity": "error"}}],
+            },
+        ],
+    }
+    test.update(changes.pop("test", {}))
+    file = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test], **changes}
+    path = folder / "tests.yaml"
+    path.write_text(yaml.safe_dump(file))
+    return path
+
+
+def test_the_shipped_presets_have_tests_and_pass_them() -> None:
+    assert {path.stem for path in SHIPPED} == set(preset_names()) - {"minimal"}  # it has no rules
+    for path in SHIPPED:
+        outcome = run_file(path)
+        assert outcome.failures == []
+        assert outcome.expectations >= 3
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    code, output = run(path, *SHIPPED)
+    assert code == 0
+    assert output.count("SUCCESS") == 1 + len(SHIPPED)
+    done = subprocess.run(
+        [sys.executable, "-m", "cmr_monitor_callbacks.cli", "test-rules", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_not_as_expected_is_shown(tmp_path: Path) -> None:
+    expected = {"exp_labels": {"severity": "error", "layer": "4"}}
+    test = {"eval_time": "1m", "alertname": "slow", "exp_alerts": [expected]}
+    path = write(tmp_path, test={"name": "[red]", "alert_rule_test": [test]})
+    code, output = run(path)
+    assert code == 1
+    lines = [line.strip() for line in output.splitlines()]
+    assert lines[0].endswith("tests.yaml: FAILED (0 of 1 as expected)")
+    assert lines[1] == "[red]: slow at 1m"
+    assert lines[2] == 'expected: firing {severity="error", layer="4"}'
+    assert lines[3].startswith('got: firing {severity="error", component="timing"} summary: avg_la')
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        {"exp_alerts": []},
+        {"exp_alerts": [{"exp_labels": {"severity": "warning"}}]},
+        {"exp_alerts": [{}, {}]},
+        {"exp_alerts": [{"exp_annotations": {"summary": "something else"}}]},
+        {"exp_alerts": [{"state": "pending"}]},
+        {"exp_alerts": [{"exp_labels": {"severity": "error", "rank": "0"}}]},
+    ],
+)
+def test_every_difference_fails(tmp_path: Path, series: Any) -> None:
+    test = {"eval_time": "2m", "alertname": "slow", **series}
+    assert run(write(tmp_path, test={"alert_rule_test": [test]}))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rule_files": ["away.yaml"]}, "away.yaml cannot be read"),
+        ({"rule_files": []}, "rule_files or preset must say which rules are tested"),
+        ({"preset": "defalt"}, "no preset is named 'defalt'; did you mean 'default'"),
+        ({"testz": []}, "testz is not a setting; did you mean 'tests'"),
+        (
+            {"test": {"alert_rule_test": [{"eval_time": "1m", "alertname": "slwo"}]}},
+            "no rule is named 'slwo'; did you mean 'slow'",
+        ),
+        (
+            {"test": {"input_series": [{"series": "avg_latncy", "values": "1"}]}},
+            "no metric is named 'avg_latncy'; did you mean 'avg_latency'",
+        ),
+        (
+            {"test": {"input_series": [{"series": 'avg_latency{layr="4"}', "values": "1"}]}},
+            "did you mean 'layer'",
+        ),
+        (
+            {"test": {"input_series": [{"series": "avg_latency", "values": "1 2y3"}]}},
+            "'2y3' is no part of a series",
+        ),
+        ({"evaluation_interval": "0s"}, "must be longer than 0 s"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, changes: Any, message: str) -> None:
+    code, output = run(write(tmp_path, **changes))
+    assert code == 2
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("tests: [")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("away.yaml", "broken.yaml", "binary.yaml", "."):
+        code, output = run(tmp_path / name)
+        assert code == 2
+        assert "cannot be read" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("", []),
+        ("1x0", [1.0]),
+        ("-1.5e1-0.5x2", [-15.0, -15.5, -16.0]),
+        ("_ _x2 stale NaN", [None] * 5),
+        ("+Inf -Infx1", [float("inf"), float("-inf"), float("-inf")]),
+    ],
+)
+def test_notation(text: str, values: list[float | None]) -> None:
+    assert expand(text) == values
+
+
+@pytest.mark.parametrize("text", ["1+2", "x3", "1x-1", "1x2x3", "_x", "1,2", "0x1F+1"])
+def test_what_is_no_series(text: str) -> None:
+    with pytest.raises(ValueError, match="is no part of a series"):
+        expand(text)
+
+
+def test_the_manuals_example(tmp_path: Path) -> None:
+    rules, tests = snippets("docs/rule-tests.md", "yaml")
+    (tmp_path / "rules.yaml").write_text(rules)
+    (tmp_path / "rules_test.yaml").write_text(tests)
+    code, output = run(tmp_path / "rules_test.yaml")
+    assert code == 0, output
