@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cmr_monitor_callbacks.alerts import Alert, Notice
-    from cmr_monitor_callbacks.callbacks import CMRMonitorCallback
+    from cmr_monitor_callbacks.callbacks import CMRMonitorCallback, StallWatchdogCallback
     from cmr_monitor_callbacks.config import (
         AlertConfig,
         MonitoringConfig,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cmr_monitor_callbacks.probes import CMRProbe
     from cmr_monitor_callbacks.sinks import InMemorySink
     from cmr_monitor_callbacks.snapshot import Snapshot
+    from cmr_monitor_callbacks.stall import StallReport
 
 __version__ = "0.1.0"
 
@@ -78,6 +79,8 @@ _HOMES = {
     "Severity": "health",
     "SinksConfig": "config",
     "Snapshot": "snapshot",
+    "StallReport": "stall",
+    "StallWatchdogCallback": "callbacks",
     "ThroughputMetric": "metrics",
 }
 
@@ -110,6 +113,8 @@ __all__ = [
     "Severity",
     "SinksConfig",
     "Snapshot",
+    "StallReport",
+    "StallWatchdogCallback",
     "ThroughputMetric",
 ]
 

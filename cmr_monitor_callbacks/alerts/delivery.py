@@ -123,12 +123,13 @@ class _Line:
     def _begin_anew(self) -> None:
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
+        self._starting = threading.Lock()
         self._wake, self._idle, self._hurry = (threading.Event() for _ in range(3))
         self._idle.set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings and counts go to another process; threads and what is pending do not."""
-        left_out = ("_thread", "_wake", "_idle", "_hurry", "_queue")
+        left_out = ("_thread", "_starting", "_wake", "_idle", "_hurry", "_queue")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -146,6 +147,11 @@ class _Line:
         self._queue.append(notice)
         self._idle.clear()
         self._wake.set()
+        if self._thread is None:
+            with self._starting:  # a stall is told of on another thread
+                self._start()
+
+    def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._run, name=f"cmr-monitor-{'-'.join(self._channels)}", daemon=True

@@ -29,6 +29,7 @@ from cmr_monitor_callbacks.health import (
     compile_rules,
 )
 from cmr_monitor_callbacks.snapshot import Snapshot
+from cmr_monitor_callbacks.stall import StallReport
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,31 @@ class AlertDesk:
                 old = was.get(name, HealthStatus.UNKNOWN)
                 change = HealthChange(name, old, status, snapshot.step, snapshot.time)
                 self.changes.append(change)
+
+    def tell_of_stall(self, report: StallReport, now: float) -> None:
+        """Send a notice of a run that stands still, or goes on; from the watchdog's thread."""
+        severity = Severity.CRITICAL if report.again else Severity.ERROR
+        labels = {
+            "alert": "training_stalled",
+            "component": "timing",
+            "rank": str(report.rank),
+            "phase": report.phase,
+            "severity": severity.value,
+        }
+        alert = Alert(
+            "training_stalled",
+            labels,
+            severity,
+            report.resumed,
+            str(report),
+            report.seconds,
+            math.nan,
+            report.step,
+            now,
+            "docs/runbooks/training_stalled.md",
+        )
+        group = {name: labels[name] for name in ("alert", "component")}
+        self.delivery.submit(Notice((alert,), severity, report.resumed, report.step, now, group))
 
     # -- changes from outside -----------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
@@ -29,6 +30,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
 )
 from cmr_monitor_callbacks.callbacks.metrics_sink import CallbackMetricsSink
 from cmr_monitor_callbacks.callbacks.phases import StepTimer
+from cmr_monitor_callbacks.callbacks.stall import StallWatch
 from cmr_monitor_callbacks.callbacks.weights import weights_are_finite
 from cmr_monitor_callbacks.config import (
     AlertConfig,
@@ -44,6 +46,7 @@ from cmr_monitor_callbacks.recording.cells import anything_compiled
 from cmr_monitor_callbacks.reports import run_summary
 from cmr_monitor_callbacks.sinks import LoggerSink, Sink, TensorBoardSink
 from cmr_monitor_callbacks.snapshot import Snapshot
+from cmr_monitor_callbacks.stall import StallReport
 
 logger = logging.getLogger(__name__)
 H = TypeVar("H", bound=Callable[..., None])
@@ -116,6 +119,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self._other_timer = StepTimer()
         """Of the other stages: one may come between the batches of a step."""
         self._now = self.monitor.clock.monotonic
+        self._watch = StallWatch(self.monitor.alert_config.stall, self._tell_of_stall, self._now)
         self._trainer: weakref.ref[Trainer] | None = None
         self._handles: list[Any] = []
         self._metrics: CallbackMetricsSink | None = None
@@ -163,6 +167,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     ) -> None:
         """Writing a checkpoint is no waiting for data."""
         self.monitor.mute("checkpoint")
+        self._watch.writes_checkpoint()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was called; a test or a prediction is not training gone on."""
@@ -189,6 +194,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     @_guarded
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what `configure_model` made, and make room on the model's device."""
+        if self.monitor.alert_config.enable_alerts:
+            self._watch.start(trainer, self._timer)
         found = self.monitor.attach(pl_module)  # configure_model() may have made modules since
         self.monitor.place_cells(pl_module.device)
         self.monitor.agree_on_layers()
@@ -251,8 +258,13 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         """Flush and let go of the model."""
         self._leave()
 
+    def _tell_of_stall(self, report: StallReport) -> None:
+        """Every rank tells of itself, for rank 0 may be the one that is stuck."""
+        self.monitor.alerts.tell_of_stall(report, time.time())
+
     @_guarded
     def _leave(self) -> None:
+        self._watch.stop()
         self._remove_handles()
         if self._gate_closed:  # a backward failed
             self._set_gate(True)
@@ -329,8 +341,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
                 timer.holds(*batch_shape(batch))
             self.monitor.take_outputs(outputs)
             if batch_steps(trainer, batch_idx):
-                self.monitor.record_step(*timer.take())
-                self.monitor.step(current_step(trainer))
+                record, step = timer.take(), current_step(trainer)
+                self.monitor.record_step(*record)
+                self._watch.stepped(record[0], step)
+                self.monitor.step(step)
         finally:
             timer.left_hook(entered, self._now())
 
@@ -350,6 +364,9 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self._open_sinks(trainer)
         self._timer.pause()
         self._other_timer = StepTimer()
+        if not self._watch.watches and self.monitor.alert_config.enable_alerts:
+            self._watch.start(trainer, self._other_timer)
+        self._watch.follow(self._other_timer, stage)
         self._show_metrics()
         self.monitor.enter_stage(stage)
 
@@ -367,6 +384,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     def _leave_stage(self, trainer: Trainer) -> None:
         self.monitor.leave_stage(current_step(trainer))
         self._timer.resume(self._now())
+        self._watch.follow(self._timer, "train")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is recorded belongs to validation, or to the sanity check."""
@@ -435,23 +453,28 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             shown = self.monitor.shown()
             self._metrics = CallbackMetricsSink(partial(callback_metrics, trainer), *shown)
             self._own_sinks.append(self._metrics)
+        self._around(self._surroundings(trainer))
         if trainer.is_global_zero:
-            writers = [tensorboard_writer(item) for item in trainer.loggers]
-            writer = next((w for w in writers if w is not None), None)
-            folder = log_folder(trainer)
-            around = Surroundings(
-                folder=folder,
-                emit=progress_bar_print(trainer),
-                add_text=None if writer is None else writer.add_text,
-                run=folder.name,
-            )
-            self._around(around)
             # with log_every_n_steps=0 the user asked for nothing in the loggers
             if self.sinks_config.loggers and log_every_n_steps(trainer) != 0:
                 self._own_sinks += [self._logger_sink(item) for item in trainer.loggers]
         else:
             self.monitor.alerts.tells = False
         self.monitor.sinks += self._own_sinks
+
+    def _surroundings(self, trainer: Trainer) -> Surroundings:
+        """What the alerts' channels find; the other ranks tell of nothing but their own stalls."""
+        folder = log_folder(trainer)
+        if not trainer.is_global_zero:
+            return Surroundings(folder=folder, run=folder.name)
+        writers = [tensorboard_writer(item) for item in trainer.loggers]
+        writer = next((w for w in writers if w is not None), None)
+        return Surroundings(
+            folder=folder,
+            emit=progress_bar_print(trainer),
+            add_text=None if writer is None else writer.add_text,
+            run=folder.name,
+        )
 
     def _around(self, around: Surroundings) -> None:
         """Tell the alerts' channels where the run is."""

@@ -18,6 +18,7 @@ class StepTimer:
     __slots__ = (
         "_backward",
         "_forward",
+        "_inside",
         "_last_end",
         "_mark",
         "_monitor",
@@ -34,10 +35,12 @@ class StepTimer:
     def __init__(self) -> None:
         self._last_end: float | None = None
         self._monitor: float | None = None
+        self._mark = 0.0
+        self._inside = False
         self._clear()
 
     def _clear(self) -> None:
-        self._start = self._mark = 0.0
+        self._start = 0.0
         self._forward = self._backward = self._optimizer = self._span = 0.0
         self._wait: float | None = None
         self._samples: int | None = None
@@ -50,6 +53,7 @@ class StepTimer:
         if self._last_end is not None:
             self._wait = (self._wait or 0.0) + now - self._last_end
         self._start = self._mark = now
+        self._inside = True
         self._open = "forward"
 
     def before_backward(self, now: float) -> None:
@@ -85,6 +89,8 @@ class StepTimer:
         elif self._open == "optimizer":
             self._optimizer += now - self._mark
         self._open = ""
+        self._inside = False
+        self._mark = now
         self._passes += 1
         self._span += now - self._start
 
@@ -114,7 +120,11 @@ class StepTimer:
     def left_hook(self, entered: float, now: float) -> None:
         """The monitor's own hook ran from ``entered`` to ``now``; that is no waiting for data."""
         self._monitor = now - entered
-        self._last_end = now
+        self._last_end = self._mark = now
+
+    def stand(self) -> tuple[str, float]:
+        """The phase that is under way and when it began; may be asked from another thread."""
+        return self._open or ("step" if self._inside else "data"), self._mark
 
     def pause(self) -> None:
         """Validation or the like comes between: the next wait does not count."""
@@ -122,4 +132,4 @@ class StepTimer:
 
     def resume(self, now: float) -> None:
         """Validation is over; waiting counts from now on."""
-        self._last_end = now
+        self._last_end = self._mark = now

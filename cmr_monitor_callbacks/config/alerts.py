@@ -13,6 +13,7 @@ from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.presets import load_preset
 from cmr_monitor_callbacks.config.rules import SEVERITIES, RuleConfig, Severity
 from cmr_monitor_callbacks.config.spans import Duration, PositiveDuration, Span
+from cmr_monitor_callbacks.config.stall import StallConfig
 from cmr_monitor_callbacks.errors import nearest
 
 MUTES: Final = ("sanity_check", "validation", "checkpoint")
@@ -173,6 +174,8 @@ class AlertConfig(Settings):
     """Alerts that are known."""
     route: RouteConfig = RouteConfig()
     """How alerts come together in notices."""
+    stall: StallConfig = StallConfig()
+    """The stall watchdog, where a Trainer drives the monitor: rules cannot see that steps stop."""
 
     @model_validator(mode="before")
     @classmethod

@@ -34,6 +34,7 @@ from cmr_monitor_callbacks.config import (
 from cmr_monitor_callbacks.config.alerts import MUTES, EscalationStep, OverflowConfig
 from cmr_monitor_callbacks.config.channels import ChannelConfig
 from cmr_monitor_callbacks.config.presets import load_preset
+from cmr_monitor_callbacks.config.stall import StallConfig
 from cmr_monitor_callbacks.health import HealthStatus, Phase
 from tests.pages import check_settings, check_tags, overrides, rows, snippets, text_of
 
@@ -53,6 +54,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "OverflowConfig": OverflowConfig,
     "InhibitConfig": InhibitConfig,
     "SilenceConfig": SilenceConfig,
+    "StallConfig": StallConfig,
 }
 
 

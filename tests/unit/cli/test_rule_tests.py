@@ -79,7 +79,7 @@ def test_what_is_not_as_expected_is_shown(tmp_path: Path) -> None:
     lines = [line.strip() for line in output.splitlines()]
     assert lines[0].endswith("tests.yaml: FAILED (0 of 1 as expected)")
     assert lines[1] == "[red]: slow at 1m"
-    assert lines[2] == 'expected: firing {severity="error", layer="4"}'
+    assert lines[2] == 'expected: firing {layer="4", severity="error"}'
     assert lines[3].startswith('got: firing {severity="error", component="timing"} summary: avg_la')
 
 
