@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import METRICS, NONFINITE, RECORDS, STATISTICS, Kind
 from cmr_monitor_callbacks.events import FIELD_OF_ROW
-from cmr_monitor_callbacks.packed import METRIC_ROW, ROW, Packed
+from cmr_monitor_callbacks.packed import ROW, Packed
 
 Array = NDArray[np.float64]
 ROW_OF: Final[dict[tuple[str, str], int]] = {key: ROW[name] for key, name in NONFINITE.items()}
@@ -41,7 +41,6 @@ def _rows_by_metric() -> list[list[int]]:
             {of[part] for part in parts if part in of} if metric.kind is not Kind.QUANTILE else ()
         )
         rows.append([ROW[name] for name in named])
-    rows[METRIC_ROW["nonfinite_count"]] = [ROW["nonfinite_count"]]
     return rows
 
 
