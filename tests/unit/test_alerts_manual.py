@@ -217,3 +217,10 @@ def test_the_short_form_is_as_it_says() -> None:
     [threshold] = latency.thresholds
     assert (threshold.severity.value, threshold.fire, threshold.recover) == ("error", 1, 1)
     assert latency.hold[0] == 0
+
+
+def test_the_readmes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK", "https://example.org/hook")
+    [settings] = [text for text in snippets("README.md", "yaml") if "slow_retrieval" in text]
+    monitor = check_settings(settings)
+    assert "slow_retrieval_of_deep_layers" in {rule.name for rule in monitor.alerts.rules}
