@@ -2,4 +2,5 @@
 
 from cmr_monitor_callbacks.cli import main
 
-main()
+if __name__ == "__main__":
+    main()
