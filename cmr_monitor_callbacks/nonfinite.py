@@ -45,6 +45,8 @@ def _rows_by_metric() -> list[list[int]]:
 
 
 _BY_METRIC: Final = _rows_by_metric()
+CAN_BE: Final = frozenset(m.name for m, rows in zip(METRICS, _BY_METRIC, strict=True) if rows)
+"""Metrics whose values may be not finite; the others are counted or timed by the monitor."""
 _ALL: Final = sorted({row for rows in _BY_METRIC for row in rows})
 
 

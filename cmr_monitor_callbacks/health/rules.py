@@ -14,6 +14,7 @@ from cmr_monitor_callbacks.config.spans import parse_span
 from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.health.states import Severity
 from cmr_monitor_callbacks.layers import LayerId, matches
+from cmr_monitor_callbacks.nonfinite import CAN_BE
 
 Span = tuple[float, str]
 """An amount of ``steps``, ``windows`` or ``seconds``."""
@@ -222,6 +223,8 @@ def _meant(config: RuleConfig) -> Iterable[str]:
     component = config.select.component or "*"
     for info in (*METRICS, *OWN_METRICS):
         wanted = matches(component, info.component) and matches(config.metric, info.name)
+        if config.condition == "nonfinite":
+            wanted = wanted and info.name in CAN_BE
         if wanted and info.component != "health":
             yield info.name
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.config.conditions import COMPARISONS
+from cmr_monitor_callbacks.config.conditions import COMPARISONS, Comparison
 from cmr_monitor_callbacks.health.numbers import Array, Numbers
 from cmr_monitor_callbacks.health.rules import AlertRule, literal_layers
 from cmr_monitor_callbacks.health.states import Key
@@ -49,6 +49,31 @@ class _Grid:
     ranks: Sequence[int | None]
 
 
+@dataclass(frozen=True)
+class _Companion:
+    """A comparison that a rule asks for besides.
+
+    Attributes:
+        compare: of values with the limit.
+        limit: the other number.
+        source: table; None: the numbers are in none.
+        places: in it, flat, by instance of the rule.
+        own: name, rank and stretch of numbers that are in no table, by instance.
+    """
+
+    compare: Callable[[Any, Any], Any]
+    limit: float
+    source: tuple[Table, By] | None
+    places: Places | None
+    own: list[tuple[str, int | None, Over]]
+
+    def values(self, numbers: Numbers) -> Array:
+        """The numbers that are compared, by instance."""
+        if self.source is None or self.places is None:
+            return np.array([numbers.own_value(*own) for own in self.own], dtype=np.float64)
+        return _taken(numbers.table(*self.source), self.places)
+
+
 class Series:
     """The series that some rules look at, in one order: the instances of the rules.
 
@@ -80,9 +105,7 @@ class Series:
         self._gathered: dict[tuple[Table, By], tuple[list[Places], list[Places]]] = {}
         self._own: list[tuple[int, str, int | None, Over]] = []
         self._grids: list[_Grid] = []
-        self._whens: list[
-            tuple[AlertRule, int, Sequence[LayerId | None], Sequence[int | None]]
-        ] = []
+        self._whens: list[tuple[slice, list[list[_Companion]]]] = []
         for rule in self.rules:
             before = len(self.metric)
             if ranks >= rule.min_ranks:
@@ -143,13 +166,16 @@ class Series:
         ):
             self._grids.append(grid)
             if rule.when:
-                self._whens.append((rule, grid.start, layers, ranks))
+                stretch = slice(grid.start, len(self.metric))
+                self._whens.append((stretch, self._companions_of(rule, layers, ranks)))
             return
         if rule.when:
-            self._whens.append((rule, grid.start, layers, ranks))
-        at, places = self._gathered.setdefault(grid.source, ([], []))
-        at.append(np.arange(grid.start, len(self.metric)))
-        places.append(grid.places)
+            stretch = slice(grid.start, len(self.metric))
+            self._whens.append((stretch, self._companions_of(rule, layers, ranks)))
+        if (grid.places >= 0).any():  # reading a table of which nothing is asked would cost
+            at, places = self._gathered.setdefault(grid.source, ([], []))
+            at.append(np.arange(grid.start, len(self.metric)))
+            places.append(grid.places)
         for i, name, rank, over in grid.own:
             self._own.append((grid.start + i, name, rank, over))
 
@@ -206,41 +232,49 @@ class Series:
         if not self._whens:
             return None
         fails, unknown = np.zeros(len(self), dtype=bool), np.zeros(len(self), dtype=bool)
-        for rule, start, layers, ranks in self._whens:
-            size = len(layers) * len(ranks)
-            some_holds, all_fail = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
-            for alternative in rule.when:
-                all_hold, some_fails = np.ones(size, dtype=bool), np.zeros(size, dtype=bool)
-                for part in alternative:
-                    values = self._others(part.name, rule, layers, ranks, numbers)
-                    known = ~np.isnan(values)
-                    holds = COMPARISONS[part.condition](values, part.limit) & known
-                    all_hold &= holds
-                    some_fails |= known & ~holds
-                some_holds |= all_hold
-                all_fail &= some_fails
-            stretch = slice(start, start + size * len(rule.metrics))
-            fails[stretch] = np.tile(all_fail, len(rule.metrics))
-            unknown[stretch] = np.tile(~some_holds & ~all_fail, len(rule.metrics))
+        for stretch, alternatives in self._whens:
+            some_holds: Mask | bool = False
+            all_fail: Mask | bool = True
+            for parts in alternatives:
+                all_hold: Mask | bool = True
+                some_fails: Mask | bool = False
+                for part in parts:
+                    values = part.values(numbers)
+                    known = values == values
+                    holds = part.compare(values, part.limit) & known
+                    all_hold = all_hold & holds
+                    some_fails = some_fails | (known & ~holds)
+                some_holds = some_holds | all_hold
+                all_fail = all_fail & some_fails
+            fails[stretch] = all_fail
+            unknown[stretch] = ~(some_holds | all_fail)
         return fails, unknown
 
-    def _others(
+    def _companions_of(
+        self, rule: AlertRule, layers: Sequence[LayerId | None], ranks: Sequence[int | None]
+    ) -> list[list[_Companion]]:
+        """A rule's other comparisons, with their places in the tables."""
+        return [
+            [self._companion(part, rule, layers, ranks) for part in parts] for parts in rule.when
+        ]
+
+    def _companion(
         self,
-        name: str,
+        part: Comparison,
         rule: AlertRule,
         layers: Sequence[LayerId | None],
         ranks: Sequence[int | None],
-        numbers: Numbers,
-    ) -> Array:
-        """Values of another metric at the layers and ranks of a rule."""
+    ) -> _Companion:
+        name = part.name
         if name.startswith("whole."):
             name, layers = name[6:], [None] * len(layers)
+        compare, many = COMPARISONS[part.condition], len(rule.metrics)
         if name not in METRIC_ROW:
-            places = [rank if self._ranks > 1 else None for rank in ranks]
-            every = [numbers.own_value(name, rank, _over(rule)) for rank in places]
-            return np.tile(every, len(layers))
-        other = replace(rule, metrics=(name,), condition=">", layer=rule.layer)
-        return _taken(numbers.table(*self._source(other)), self._places(other, layers, ranks))
+            own = [(name, rank if self._ranks > 1 else None, _over(rule)) for rank in ranks]
+            return _Companion(compare, part.limit, None, None, own * len(layers) * many)
+        other = replace(rule, metrics=(name,), condition=">")
+        places = np.tile(self._places(other, layers, ranks), many)
+        return _Companion(compare, part.limit, self._source(other), places, [])
 
     def _put_grid(self, grid: _Grid, numbers: Numbers, out: Array) -> None:
         flat = _taken(numbers.table(*grid.source), grid.places)

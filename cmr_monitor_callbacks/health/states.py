@@ -61,7 +61,7 @@ class HealthStatus(str, Enum):
     @property
     def code(self) -> int:
         """0 unknown, 1 healthy, 2 warning, 3 critical."""
-        return list(HealthStatus).index(self)
+        return _CODE[self]
 
     @property
     def color(self) -> str:
@@ -69,6 +69,9 @@ class HealthStatus(str, Enum):
         return {"unknown": "grey", "healthy": "green", "warning": "yellow", "critical": "red"}[
             self.value
         ]
+
+
+_CODE: Final = {status: i for i, status in enumerate(HealthStatus)}
 
 
 @dataclass(frozen=True)
