@@ -268,6 +268,31 @@ def test_a_fit_tells_its_webhook(
     assert not [thread for thread in left if thread.name.startswith("cmr-monitor-")]
 
 
+def test_a_fit_that_fails_has_told_its_webhook(tmp_path: Path) -> None:
+    class Fails(MemoryModule):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            if self.global_step == 7:
+                raise RuntimeError("on purpose")
+            return super().training_step(*args, **kwargs)
+
+    rule = {"metric": "states_captured", "condition": ">", "thresholds": {"error": 0}}
+    with serving(first(1, says(200), says(503))) as server:
+        callback = CMRMonitorCallback(
+            monitoring={"log_every_n_steps": 5},
+            alerts={
+                "rules": {"busy": rule},
+                "escalation_rules": {},
+                "alert_channels": ["webhook"],
+                "channels": {"webhook": {"url": server.url, "backoff": 3600}},
+            },
+        )
+        with pytest.raises(RuntimeError, match="on purpose"):
+            trainer(tmp_path, [callback], max_steps=12).fit(Fails(), loader(12))
+        assert len(server.bodies) == 2  # at the end the next try comes at once
+        counts = callback.monitor.alerts.delivery.counts["webhook"]
+        assert counts == {"sent": 1, "lost": 0, "retried": 1}
+
+
 def test_a_dead_webhook_is_itself_visible(tmp_path: Path) -> None:
     rule = {"metric": "states_captured", "condition": ">", "thresholds": {"error": 0}}
     failing = {"metric": "failures", "over": "run", "thresholds": {"warning": 0}}
