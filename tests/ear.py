@@ -21,7 +21,7 @@ class Ear:
     def submit(self, notice: Notice) -> None:
         self.notices.append(notice)
 
-    def flush(self, timeout: float = 0.0) -> bool:
+    def flush(self, timeout: float = 0.0, *, remote: bool = True) -> bool:
         return True
 
     def close(self, timeout: float = 0.0) -> None:

@@ -69,14 +69,19 @@ class Delivery:
         """By channel: notices ``sent``, ``lost`` and tries that were ``retried``."""
         return {name: dict(counts) for line in self._lines for name, counts in line.counts.items()}
 
-    def flush(self, timeout: float = FLUSH) -> bool:
+    def flush(self, timeout: float = FLUSH, *, remote: bool = True) -> bool:
         """Wait until all is delivered, but not longer than so many seconds.
+
+        Args:
+            timeout: in seconds.
+            remote: whether channels that may be slow or away are waited for.
 
         Returns:
             whether it was.
         """
         end = time.monotonic() + timeout
-        return all([line.wait(end - time.monotonic()) for line in self._lines])
+        lines = [line for line in self._lines if remote or not line.remote]
+        return all([line.wait(end - time.monotonic()) for line in lines])
 
     def close(self, timeout: float = FLUSH) -> None:
         """Deliver what is pending in so many seconds; what is left is lost, counted and logged.
@@ -112,6 +117,7 @@ class _Line:
         self, channels: Mapping[str, tuple[Channel, ChannelConfig]], remote: RemoteConfig | None
     ) -> None:
         self._channels = channels
+        self.remote = remote is not None
         self._limit = _LOCAL_QUEUE if remote is None else remote.queue
         self._retries = 0 if remote is None else remote.retries
         self._backoff = 0.0 if remote is None else remote.backoff
@@ -179,6 +185,7 @@ class _Line:
             return
         thread.join(seconds)
         left = [*self._queue]
+        self._queue.clear()
         if thread.is_alive():  # its channel hangs: it is left behind, a daemon, with what it holds
             self._queue = deque()
             for name in self._channels:

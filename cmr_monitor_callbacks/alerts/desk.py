@@ -152,9 +152,9 @@ class AlertDesk:
         return transitions
 
     def finish(self, step: int, now: float) -> None:
-        """Nothing follows: send what only waited for others, and wait a little for all of it."""
+        """Nothing follows: send what only waited for others; what ends here is waited for."""
         self._send(self._engine.open(), (), step, now, last=True)
-        self.delivery.flush()
+        self.delivery.flush(remote=False)
 
     def _warming_up(self, snapshot: Snapshot) -> bool:
         if self._warm:
