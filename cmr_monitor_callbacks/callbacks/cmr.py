@@ -278,14 +278,19 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         except CriticalAlert as alert:  # the run ends already, perhaps by another error
             logger.error("%s", alert)
         finally:
-            for sink in self._own_sinks:
+            self._close()
+
+    def _close(self) -> None:
+        """Let go of what is open; the alerts' table goes into the event file before that closes."""
+        self.monitor.alerts.delivery.close()
+        self._around(Surroundings())
+        self._metrics = None
+        sinks, self._own_sinks = self._own_sinks, []
+        mine = {id(sink) for sink in sinks}
+        self.monitor.sinks = [sink for sink in self.monitor.sinks if id(sink) not in mine]
+        for sink in sinks:
+            with self.monitor.guard(type(sink).__name__):
                 sink.close()
-            mine = {id(sink) for sink in self._own_sinks}
-            self.monitor.sinks = [s for s in self.monitor.sinks if id(s) not in mine]
-            self._own_sinks = []
-            self._metrics = None
-            self.monitor.alerts.delivery.close()
-            self._around(Surroundings())
 
     # -- each step --------------------------------------------------------------------------
 
