@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -23,3 +24,12 @@ def no_monitor_thread_left() -> Iterator[None]:
     yield
     left = [thread.name for thread in threading.enumerate() if thread not in before]
     assert not [name for name in left if name.startswith("cmr-monitor")]
+
+
+@pytest.fixture(autouse=True)
+def channels_are_closed() -> Iterator[None]:
+    """A monitor without a Trainer keeps its channels' thread: not into the next test."""
+    yield
+    delivery = sys.modules.get("cmr_monitor_callbacks.alerts.delivery")
+    for one in [] if delivery is None else list(delivery._ALL):
+        one.close(1.0)
