@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _thread
 import logging
+import math
 import os
 import sys
 import threading
@@ -119,6 +120,7 @@ class StallWatchdog:
         self.steps: deque[float] = deque(maxlen=_KEPT_STEPS)
         self._stalled: Stand | None = None
         self._again_at = 0.0
+        self._compiled_at = -math.inf
         self._dumps = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -155,7 +157,12 @@ class StallWatchdog:
         if seconds < self._config.after:  # the usual case, without looking at any stack
             return
         frames = main_frames()
-        limit = limit_of(stand, tuple(self.steps), self._config, compiling=is_compiling(frames))
+        compiling = is_compiling(frames)
+        limit = limit_of(stand, tuple(self.steps), self._config, compiling=compiling)
+        if compiling:
+            self._compiled_at = now
+        elif stalled is None:  # what follows a compile in a step is not late for it
+            seconds = now - max(stand.since, self._compiled_at)
         if seconds < (limit if stalled is None else self._again_at):
             return
         again = stalled is not None

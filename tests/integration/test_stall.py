@@ -165,6 +165,8 @@ def test_a_long_validation_that_goes_on_is_no_stall(tmp_path: Path) -> None:
 
 
 def test_a_compile_is_no_stall(tmp_path: Path) -> None:
+    import torch._dynamo  # loading it is no compile, and takes long on a busy machine
+
     told: list[StallReport] = []
     never = threading.Event()
 

@@ -13,6 +13,7 @@ from cmr_monitor_callbacks import ConfigError, StallReport, StallWatchdogCallbac
 from cmr_monitor_callbacks.config import parse
 from cmr_monitor_callbacks.config.stall import StallConfig
 from cmr_monitor_callbacks.stall import StallWatchdog, Stand, limit_of
+from cmr_monitor_callbacks.stall import watchdog as watchdog_module
 from cmr_monitor_callbacks.stall.stacks import is_compiling, main_frames, where
 
 SECOND = [1.0] * 5
@@ -168,3 +169,18 @@ def test_interrupt_reaches_the_main_thread(tmp_path: Path) -> None:
                 sys.getsizeof(0)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_what_follows_a_compile_is_not_late_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling = True
+    monkeypatch.setattr(watchdog_module, "is_compiling", lambda frames: compiling)
+    told: list[StallReport] = []
+    watchdog = StallWatchdog(StallConfig(), lambda: Stand("forward", 0.0, 7), told.append)
+    watchdog.steps.extend([0.1, 0.1])
+    watchdog.look(200.0)  # 20 minutes are allowed to a compile
+    compiling = False
+    watchdog.look(230.0)
+    watchdog.look(259.0)
+    assert told == []
+    watchdog.look(261.0)
+    assert [report.seconds for report in told] == [61.0]
