@@ -1,0 +1,132 @@
+"""Which numbers of a snapshot are kept, and where they stand in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmr_monitor_callbacks.catalogue import BY_NAME, METRICS, OWN_METRICS, Kind
+from cmr_monitor_callbacks.layers import LayerId
+from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW
+from cmr_monitor_callbacks.snapshot import Snapshot
+
+Array = NDArray[np.float64]
+
+BY_RANK: Final = (
+    "step_time",
+    "data_wait",
+    "avg_forward_time",
+    "backward_time",
+    "optimizer_time",
+    "monitor_time",
+    "throughput",
+    "utilization_rate",
+    "total_entries",
+    "error_rate",
+)
+"""Metrics that are kept for each rank."""
+_OWN_BY_RANK: Final = ("straggler_ratio",)
+_OWN: Final = tuple(metric.name for metric in OWN_METRICS)
+
+
+class SeriesKey(NamedTuple):
+    """What tells series apart.
+
+    Attributes:
+        stage: ``train``, ``val``, ``test``, ``predict``.
+        name: canonical name of a metric.
+        layer: id of a layer; None: the model as a whole.
+        rank: a rank; None: over all ranks.
+    """
+
+    stage: str
+    name: str
+    layer: LayerId | None = None
+    rank: int | None = None
+
+
+def row_of(key: SeriesKey) -> tuple[object, ...]:
+    """A row of the table ``series``, without its id."""
+    info = BY_NAME[key.name]
+    over = "run" if info.kind is Kind.COUNTER else "window"
+    layer = layer_text(key.layer)
+    meaning = (over, info.kind.value, info.unit, info.polarity.value)
+    return (key.stage, key.name, info.component, layer, key.rank, *meaning)
+
+
+def layer_text(layer: LayerId | None) -> str | None:
+    """A layer as the tables hold it: JSON tells 4 from "4".
+
+    >>> layer_text(4), layer_text("4"), layer_text(None)
+    ('4', '"4"', None)
+    """
+    return None if layer is None else json.dumps(layer)
+
+
+def layer_from(text: str | None) -> LayerId | None:
+    """The inverse of `layer_text`."""
+    if text is None:
+        return None
+    layer: LayerId = json.loads(text)
+    return layer
+
+
+class Columns:
+    """All numbers that a snapshot of one shape could have, in a fixed order.
+
+    Counters are kept over the run, all else over the window, as the loggers have them.
+
+    Args:
+        snapshot: one of that shape: its stage, layers and ranks count.
+        ranks_up_to: most ranks that are kept one by one.
+
+    Attributes:
+        keys: the series, in order.
+
+    >>> columns = Columns(Snapshot.empty("train"), 64)
+    >>> len(columns.keys) == len(columns.values(Snapshot.empty("train")))
+    True
+    """
+
+    def __init__(self, snapshot: Snapshot, ranks_up_to: int) -> None:
+        layers: tuple[LayerId | None, ...] = (None, *snapshot.layer_ids)
+        self.shape = shape_of(snapshot)
+        self.keys: list[SeriesKey] = []
+        index: list[int] = []
+        for metric in METRICS:
+            counted = metric.kind is Kind.COUNTER
+            row = COUNTERS.index(metric.name) if counted else METRIC_ROW[metric.name]
+            begin = (row if counted else len(COUNTERS) + row) * len(layers)
+            index.extend(range(begin, begin + len(layers)))
+            self.keys += [SeriesKey(snapshot.stage, metric.name, layer) for layer in layers]
+        self._index = np.array(index, dtype=np.intp)
+        self.keys += [SeriesKey(snapshot.stage, name) for name in _OWN]
+        ranks = snapshot.world_size
+        self._ranks = ranks if 1 < ranks <= ranks_up_to and snapshot.stage == "train" else 0
+        self._rank_rows = [METRIC_ROW[name] for name in BY_RANK]
+        for name in (*BY_RANK, *_OWN_BY_RANK):
+            self.keys += [SeriesKey(snapshot.stage, name, rank=rank) for rank in range(self._ranks)]
+
+    def values(self, snapshot: Snapshot) -> Array:
+        """The numbers in that order, shape ``(len(keys),)``; NaN is no data."""
+        tables = np.concatenate((snapshot.counters.ravel(), snapshot.window.ravel()))
+        own = snapshot.own
+        parts = [tables[self._index], np.array([own.get(name, math.nan) for name in _OWN])]
+        if self._ranks:
+            by_rank = snapshot.table("window", "rank")[self._rank_rows, 1:]
+            parts.append(by_rank.ravel())
+            nothing = np.full(self._ranks, math.nan)
+            parts += [snapshot.own_by_rank.get(name, nothing) for name in _OWN_BY_RANK]
+        return np.concatenate(parts)
+
+
+Shape = tuple[str, tuple[LayerId, ...], int]
+
+
+def shape_of(snapshot: Snapshot) -> Shape:
+    """What makes two snapshots have the same numbers."""
+    return snapshot.stage, snapshot.layer_ids, snapshot.world_size

@@ -1,0 +1,125 @@
+"""What reading gives: one number over time, or all numbers of one window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmr_monitor_callbacks.catalogue import BY_NAME, canonical
+from cmr_monitor_callbacks.history.columns import Array, SeriesKey
+from cmr_monitor_callbacks.layers import LayerId, layer_tag
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One number over time. All arrays are of shape ``(points,)``, the oldest point first.
+
+    Attributes:
+        key: which it is.
+        unit: of the values.
+        step: last step of each point.
+        time: the same, seconds since the Unix epoch.
+        value: the window's value; of a summary of several windows their mean.
+        count: windows with data in the point.
+        minimum: the least of them.
+        maximum: the greatest of them.
+        last: the newest of them.
+    """
+
+    key: SeriesKey
+    unit: str
+    step: NDArray[np.int64]
+    time: Array
+    value: Array
+    count: Array
+    minimum: Array
+    maximum: Array
+    last: Array
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def label(self) -> str:
+        """Its name, with layer and rank as the tags have them."""
+        return label_of(self.key)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """All numbers of one window; of an old one the newest of the windows summarised with it.
+
+    Attributes:
+        step: last step of the window.
+        time: seconds since the Unix epoch.
+        values: by series; none without data.
+    """
+
+    step: int
+    time: float
+    values: Mapping[SeriesKey, float]
+
+    def value(self, name: str, layer: LayerId | None = None, rank: int | None = None) -> float:
+        """One number; NaN without data."""
+        stage = next(iter(self.values)).stage if self.values else "train"
+        return self.values.get(SeriesKey(stage, canonical(name), layer, rank), math.nan)
+
+
+def label_of(key: SeriesKey) -> str:
+    """A series as one text, as tags have it.
+
+    >>> label_of(SeriesKey("train", "states_stored", 4))
+    'states_stored/layer_04'
+    """
+    parts = [key.name]
+    if key.layer is not None:
+        parts.append(layer_tag(key.layer))
+    if key.rank is not None:
+        parts.append(f"rank_{key.rank:03d}")
+    return "/".join(parts)
+
+
+def statistics_of(series: Series) -> dict[str, float]:
+    """Count, mean, std, min, max and quantiles of a series' windows.
+
+    >>> from cmr_monitor_callbacks.history.columns import SeriesKey
+    >>> one = np.ones(2)
+    >>> series = Series(SeriesKey("train", "score"), "1", one.astype(int), *[one] * 6)
+    >>> statistics_of(series)["mean"]
+    1.0
+    """
+    given = ~np.isnan(series.value)
+    if not given.any():
+        return {"count": 0.0}
+    values, count = series.value[given], series.count[given]
+    mean = float((values * count).sum() / count.sum())
+    spread = float(np.sqrt((count * (values - mean) ** 2).sum() / count.sum()))
+    low, middle, high, top = np.quantile(np.repeat(values, 1), (0.05, 0.5, 0.95, 0.99))
+    return {
+        "count": float(count.sum()),
+        "mean": mean,
+        "std": spread,
+        "min": float(np.nanmin(series.minimum)),
+        "p5": float(low),
+        "p50": float(middle),
+        "p95": float(high),
+        "p99": float(top),
+        "max": float(np.nanmax(series.maximum)),
+        "last": float(series.last[given][-1]),
+    }
+
+
+def put_together(key: SeriesKey, parts: Sequence[Sequence[Array]]) -> Series:
+    """Stretches put together; what has no data before the first number is left out."""
+    unit = BY_NAME[key.name].unit if key.name in BY_NAME else ""
+    if not parts:
+        empty = np.zeros(0)
+        return Series(key, unit, empty.astype(np.int64), *[empty] * 6)
+    columns = [np.concatenate([part[i] for part in parts]) for i in range(7)]
+    if np.isnan(columns[-1]).all():
+        columns = [column[:0] for column in columns]
+    return Series(key, unit, columns[0].astype(np.int64), *columns[1:])
