@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ from cmr_monitor_callbacks.catalogue import COMPONENTS
 from cmr_monitor_callbacks.clock import Clock, SystemClock
 from cmr_monitor_callbacks.config import (
     AlertConfig,
+    HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
     SilenceConfig,
+    as_plain,
     parse,
 )
 from cmr_monitor_callbacks.distributed import (
@@ -39,7 +42,8 @@ from cmr_monitor_callbacks.distributed import (
 )
 from cmr_monitor_callbacks.errors import CMRMonitorError, CriticalAlert, LayerError
 from cmr_monitor_callbacks.failures import Failures
-from cmr_monitor_callbacks.health import HealthReport
+from cmr_monitor_callbacks.health import HealthReport, Transition
+from cmr_monitor_callbacks.history import Keeper, RunHistory
 from cmr_monitor_callbacks.packed import Packed
 from cmr_monitor_callbacks.probes.listening import Listening
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
@@ -68,6 +72,7 @@ class CMRPerformanceMonitor:
         alert_config: what counts as wrong and who is told; an `AlertConfig` or a mapping.
         model: attached at once, if given.
         probes: how numbers leave the model; a `ProbesConfig` or a mapping.
+        history: how much is kept of the windows; a `HistoryConfig` or a mapping.
         clock: where time comes from; the machine's own by default.
 
     Raises:
@@ -91,11 +96,13 @@ class CMRPerformanceMonitor:
         alert_config: AlertConfig | Mapping[str, Any] | None = None,
         model: nn.Module | None = None,
         probes: ProbesConfig | Mapping[str, Any] | None = None,
+        history: HistoryConfig | Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.config = parse(MonitoringConfig, config, "monitoring")
         self.alert_config = parse(AlertConfig, alert_config, "alerts")
         self.probes_config = parse(ProbesConfig, probes, "probes")
+        self.history_config = parse(HistoryConfig, history, "history")
         self.clock: Clock = clock or SystemClock()
         self.window_steps = self.config.log_every_n_steps or DEFAULT_WINDOW
         self._interval = self.config.metric_collection_interval
@@ -110,6 +117,18 @@ class CMRPerformanceMonitor:
         self.alerts.note = self._failures.note
         self.alerts.on_action = self._on_action
         self._outlet = Outlet(self.config, self.guard)
+        settings = {
+            "monitoring": self.config,
+            "alerts": self.alert_config,
+            "probes": self.probes_config,
+            "history": self.history_config,
+        }
+        self._keeper = Keeper(
+            self.history_config,
+            keep,
+            self.clock.wall,
+            {name: as_plain(model) for name, model in settings.items()},
+        )
         self._kinds = frozenset(name for name in COMPONENTS if self.config.watches_component(name))
         self._times_steps = "timing" in self._kinds
         self._ledger = Ledger(keep, self._note_invalid)
@@ -303,6 +322,9 @@ class CMRPerformanceMonitor:
         self._publish()
         closed = self._ledger.close(self.current_step, self.clock.wall())
         self._muted, self._mutes = bool(self._mutes), set()
+        for request in self._keeper.take_requests():
+            with self.guard("a request from outside"):
+                self.alerts.ask(**request)
         self._edits = self.alerts.edits() if self._ranks.first else ""
         if self._ranks.exchange is not None:
             self._send(closed, start)
@@ -356,6 +378,7 @@ class CMRPerformanceMonitor:
             self._publish(last=True)
         self.alerts.finish(self.current_step, self.clock.wall())
         self._outlet.flush()
+        self._keeper.flush()
 
     def mute(self, why: str) -> None:
         """What makes the times of the window in hand not those of training: a checkpoint, say."""
@@ -403,6 +426,21 @@ class CMRPerformanceMonitor:
         snapshot = self._snapshot(stage, reading, step, time, own={})
         self.snapshots[stage] = snapshot
         self._outlet.emit(snapshot, HealthReport(), ())
+        self._keep(snapshot, ())
+
+    def _keep(self, snapshot: Snapshot, transitions: Sequence[Transition]) -> None:
+        """Have a window kept in the history; it is written on another thread."""
+        keeper = self._keeper
+        for failure in keeper.take_failures():
+            self._failures.note("the history", failure)
+        changes = [
+            (c.component, c.before.value, c.after.value, c.step, c.time)
+            for c in self.alerts.take_changes()
+        ]
+        keeper.window(snapshot, transitions, changes, self._listening.sources, self.describe)
+        keeper.errors(
+            self._failures.take_records(rank=keeper.rank, step=snapshot.step, time=snapshot.time)
+        )
 
     def _publish_if_due(self) -> None:
         if self._ranks.exchange is None:
@@ -467,6 +505,7 @@ class CMRPerformanceMonitor:
         own.update(self.alerts.report.numbers())  # the snapshot holds this very mapping
         self.snapshot = snapshot
         self._outlet.emit(snapshot, self.alerts.report, transitions)
+        self._keep(snapshot, transitions)
         if exchanged is not None:
             self._votes.heard()
             self._undecided = exchanged
@@ -516,6 +555,50 @@ class CMRPerformanceMonitor:
             own_window=self._own.window if stage == "train" else {},
             own_by_rank=self._own.by_rank if stage == "train" else {},
         )
+
+    # -- history ----------------------------------------------------------------------------
+
+    def open_history(self, folder: Path | None, rank: int = 0, world_size: int = 1) -> None:
+        """Say where the history's file lies, before the first window.
+
+        Args:
+            folder: of the run; None: windows are kept in memory.
+            rank: of this process.
+            world_size: processes of the run.
+        """
+        self._keeper.open(folder, rank, world_size)
+
+    def close_history(self, outcome: str) -> None:
+        """Write what is pending and end the session; a later window begins another one.
+
+        Args:
+            outcome: how the run ended, for people.
+        """
+        self._keeper.errors(
+            self._failures.take_records(
+                rank=self._keeper.rank, step=self.current_step, time=self.clock.wall()
+            )
+        )
+        self._keeper.close(outcome)
+        for failure in self._keeper.take_failures():
+            self._failures.note("the history", failure)
+
+    @property
+    def history(self) -> RunHistory:
+        """What is kept of the windows until now: numbers, alerts, errors; see `RunHistory`.
+
+        Raises:
+            HistoryError: nothing is kept, or this is not rank 0.
+        """
+        return self._keeper.read()
+
+    def mark(self, label: str) -> None:
+        """Keep a note at this step: it is shown in reports.
+
+        Args:
+            label: such as ``"learning rate lowered"``.
+        """
+        self._keeper.mark(label, self.current_step)
 
     # -- the other ranks --------------------------------------------------------------------
 
@@ -759,6 +842,7 @@ class CMRPerformanceMonitor:
         """Forget every number and alert; probes stay attached."""
         self._ledger.clear()
         self.alerts.clear()
+        self._keeper.forget()
         self.snapshot = Snapshot.empty("train")
         self.snapshots: dict[str, Snapshot] = {}
         self.current_step = -1
@@ -871,7 +955,11 @@ class CMRPerformanceMonitor:
 
     def _note_invalid(self, sample: InvalidSample) -> None:
         layers = (None, *self._ledger.layout.layers)
-        self.error_log.append(
-            f"step {self.current_step}: layer {layers[sample.column]}: "
-            f"{sample.component}.{sample.field} is {sample.reason}: {sample.value}"
+        self._failures.log_sample(
+            self.current_step,
+            layers[sample.column],
+            sample.component,
+            sample.field,
+            sample.reason,
+            sample.value,
         )

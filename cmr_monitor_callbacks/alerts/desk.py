@@ -97,6 +97,7 @@ class AlertDesk:
         self.report = HealthReport()
         self.transitions: deque[Transition] = deque(maxlen=self._keep)
         self.changes: deque[HealthChange] = deque(maxlen=self._keep)
+        self._fresh: list[HealthChange] = []
         self._engine.clear()
         self._manager = AlertManager(self._config)
         self._last = -math.inf
@@ -250,6 +251,12 @@ class AlertDesk:
                 old = was.get(name, HealthStatus.UNKNOWN)
                 change = HealthChange(name, old, status, snapshot.step, snapshot.time)
                 self.changes.append(change)
+                self._fresh.append(change)
+
+    def take_changes(self) -> list[HealthChange]:
+        """Changes of the status of components since the last call."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
     def tell_of_stall(self, report: StallReport, now: float) -> None:
         """Send a notice of a run that stands still, or goes on; from the watchdog's thread."""

@@ -25,6 +25,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
     log_every_n_steps,
     log_folder,
     progress_bar_print,
+    run_folder,
     say_at_start,
     tensorboard_writer,
 )
@@ -34,12 +35,14 @@ from cmr_monitor_callbacks.callbacks.stall import StallWatch
 from cmr_monitor_callbacks.callbacks.weights import weights_are_finite
 from cmr_monitor_callbacks.config import (
     AlertConfig,
+    HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
     SinksConfig,
     parse,
 )
 from cmr_monitor_callbacks.errors import ConfigError, CriticalAlert, MonitorFailure
+from cmr_monitor_callbacks.failures import message_of
 from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.monitor import DEFAULT_WINDOW, CMRPerformanceMonitor
 from cmr_monitor_callbacks.recording.cells import anything_compiled
@@ -79,8 +82,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         monitoring: what is collected and how often (`MonitoringConfig`).
         alerts: what counts as wrong and who is told (`AlertConfig`).
         probes: how numbers leave the model (`ProbesConfig`).
+        history: how much is kept of the windows (`HistoryConfig`).
         sinks: where numbers go (`SinksConfig`).
-        monitor: a monitor made elsewhere, with its own ``monitoring``, ``alerts`` and ``probes``.
+        monitor: a monitor made elsewhere, with its own ``monitoring``, ``alerts``,
+            ``probes`` and ``history``.
 
     Raises:
         ConfigError: a setting is wrong; the message names the field, the value and what is allowed.
@@ -100,19 +105,22 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         monitoring: Settings | MonitoringConfig = None,
         alerts: Settings | AlertConfig = None,
         probes: Settings | ProbesConfig = None,
+        history: Settings | HistoryConfig = None,
         sinks: Settings | SinksConfig = None,
         monitor: CMRPerformanceMonitor | None = None,
     ) -> None:
         super().__init__()
-        given = [
-            name
-            for name, value in (("monitoring", monitoring), ("alerts", alerts), ("probes", probes))
-            if value is not None
-        ]
+        settings = {
+            "monitoring": monitoring,
+            "alerts": alerts,
+            "probes": probes,
+            "history": history,
+        }
+        given = [name for name, value in settings.items() if value is not None]
         if monitor is not None and given:
             raise ConfigError(f"{' and '.join(given)} must be set on the monitor that is passed")
         self.monitor = monitor or CMRPerformanceMonitor(
-            monitoring, alert_config=alerts, probes=probes
+            monitoring, alert_config=alerts, probes=probes, history=history
         )
         self.sinks_config = parse(SinksConfig, sinks, "sinks")
         self._timer = StepTimer()
@@ -125,6 +133,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self._metrics: CallbackMetricsSink | None = None
         self._own_sinks: list[Sink] = []
         self._gate_closed = False
+        self._outcome = "completed"
         self._counts_batches = self.monitor.config.watches_component("model")
 
     # -- what a user reads ------------------------------------------------------------------
@@ -252,6 +261,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Lightning may not call `teardown` after this: flush and let go."""
+        self._outcome = f"{type(exception).__name__}: {message_of(exception)}"[:500]
         self._leave()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -283,6 +293,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     def _close(self) -> None:
         """Let go of what is open; the alerts' table goes into the event file before that closes."""
         self.monitor.alerts.delivery.close()
+        self.monitor.close_history(self._outcome)
         self._around(Surroundings())
         self._metrics = None
         sinks, self._own_sinks = self._own_sinks, []
@@ -459,6 +470,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             self._metrics = CallbackMetricsSink(partial(callback_metrics, trainer), *shown)
             self._own_sinks.append(self._metrics)
         self._around(self._surroundings(trainer))
+        self.monitor.open_history(run_folder(trainer), trainer.global_rank, trainer.world_size)
+        self._outcome = "completed"
         if trainer.is_global_zero:
             # with log_every_n_steps=0 the user asked for nothing in the loggers
             if self.sinks_config.loggers and log_every_n_steps(trainer) != 0:

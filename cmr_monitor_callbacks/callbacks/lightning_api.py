@@ -73,6 +73,13 @@ def log_folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
+def run_folder(trainer: Trainer) -> Path | None:
+    """The run's own folder; None where no logger has one: nobody asked for files then."""
+    if not trainer.loggers or getattr(trainer, "fast_dev_run", False):
+        return None
+    return log_folder(trainer)
+
+
 def tensorboard_writer(logger: Any) -> Any | None:
     """The ``SummaryWriter`` of a TensorBoardLogger of either import name; None of others."""
     names = {base.__name__ for base in type(logger).__mro__}

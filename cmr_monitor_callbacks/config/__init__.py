@@ -8,7 +8,8 @@ from cmr_monitor_callbacks.config.alerts import (
     SilenceConfig,
     WarmupConfig,
 )
-from cmr_monitor_callbacks.config.loading import parse, plain
+from cmr_monitor_callbacks.config.history import HistoryConfig
+from cmr_monitor_callbacks.config.loading import as_plain, parse, plain
 from cmr_monitor_callbacks.config.monitoring import (
     AlertThresholds,
     MonitoringConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "AlertThresholds",
     "CompareConfig",
     "EscalationConfig",
+    "HistoryConfig",
     "InhibitConfig",
     "MonitoringConfig",
     "NoDataConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "SinksConfig",
     "ThresholdConfig",
     "WarmupConfig",
+    "as_plain",
     "config_root",
     "load_preset",
     "parse",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_origin
@@ -31,6 +32,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return value
+
+
+def as_plain(settings: BaseModel) -> dict[str, Any]:
+    """Settings as JSON can hold them; secrets are masked, functions are named.
+
+    >>> as_plain(Settings())
+    {}
+    """
+    found: dict[str, Any] = json.loads(json.dumps(settings.model_dump(by_alias=True), default=str))
+    return found
 
 
 def parse(model: type[M], value: Any, where: str) -> M:

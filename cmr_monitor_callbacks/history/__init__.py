@@ -3,7 +3,8 @@
 `HistoryWriter` fills it off the training thread, `RunHistory` reads it, also while the run goes on.
 """
 
-from cmr_monitor_callbacks.history.errors import ErrorRecord
+from cmr_monitor_callbacks.failures import ErrorRecord
+from cmr_monitor_callbacks.history.keeper import Keeper
 from cmr_monitor_callbacks.history.reading import RunHistory
 from cmr_monitor_callbacks.history.schema import HistoryError
 from cmr_monitor_callbacks.history.series import Moment, Series
@@ -15,6 +16,7 @@ __all__ = [
     "HistoryError",
     "HistoryStore",
     "HistoryWriter",
+    "Keeper",
     "Moment",
     "RunHistory",
     "RunInfo",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.config.history import BLOCK, HistoryConfig
+from cmr_monitor_callbacks.failures import ErrorRecord
 from cmr_monitor_callbacks.health import Transition
 from cmr_monitor_callbacks.history.blocks import TIERS, last_of_each, roll_up, to_bytes
 from cmr_monitor_callbacks.history.columns import (
@@ -29,7 +30,6 @@ from cmr_monitor_callbacks.history.columns import (
     row_of,
     shape_of,
 )
-from cmr_monitor_callbacks.history.errors import ErrorRecord
 from cmr_monitor_callbacks.history.schema import open_to_write
 from cmr_monitor_callbacks.snapshot import Snapshot
 
@@ -83,7 +83,7 @@ class HistoryStore:
 
     >>> store = HistoryStore(None, HistoryConfig(), RunInfo(), now=0.0)
     >>> store.mark("warm-up over", step=5, time=1.0)
-    >>> store.close(2.0, "completed")
+    >>> store.end(2.0, "completed")
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class HistoryStore:
                 if plan.meets_new(values):
                     self._extend(plan, values)
                 self._insert(snapshot, plan, values)
-                self._alerts(transitions, changes)
+                self._insert_alerts(transitions, changes)
         else:  # one statement is a transaction
             self._insert(snapshot, plan, values)
         unpacked = self._unpacked.get(snapshot.stage, 0) + 1
@@ -232,7 +232,12 @@ class HistoryStore:
         ).fetchone()
         return int(found)
 
-    def _alerts(self, transitions: Sequence[Transition], changes: Sequence[Change]) -> None:
+    def alerts(self, transitions: Sequence[Transition], changes: Sequence[Change]) -> None:
+        """Keep what became of alerts and health."""
+        with self.transaction():
+            self._insert_alerts(transitions, changes)
+
+    def _insert_alerts(self, transitions: Sequence[Transition], changes: Sequence[Change]) -> None:
         self.connection.executemany(
             "INSERT INTO transitions (session, step, time, rule, metric, layer, rank, component, "
             "name, before, after, severity, value, threshold, message) "
@@ -356,15 +361,11 @@ class HistoryStore:
         (version,) = self.connection.execute("PRAGMA data_version").fetchone()
         return int(version)
 
-    def close(self, now: float, outcome: str) -> None:
-        """End the session and close the file, which is one file again."""
-        try:
-            self.connection.execute(
-                "UPDATE sessions SET ended = ?, outcome = ? WHERE id = ?",
-                (now, outcome, self.session),
-            )
-        finally:
-            self.connection.close()
+    def end(self, now: float, outcome: str) -> None:
+        """Say how the session ended; the connection is to be closed next."""
+        self.connection.execute(
+            "UPDATE sessions SET ended = ?, outcome = ? WHERE id = ?", (now, outcome, self.session)
+        )
 
     # -- packing and retention ----------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cmr_monitor_callbacks.config.history import BLOCK, HistoryConfig
+from cmr_monitor_callbacks.failures import ErrorRecord
 from cmr_monitor_callbacks.health import Transition
-from cmr_monitor_callbacks.history.errors import ErrorRecord
 from cmr_monitor_callbacks.history.schema import HistoryError
 from cmr_monitor_callbacks.history.store import Change, HistoryStore, RunInfo
 from cmr_monitor_callbacks.snapshot import Snapshot
@@ -113,6 +113,10 @@ class HistoryWriter:
 
         self._put(work)
 
+    def alerts(self, transitions: Sequence[Transition]) -> None:
+        """Have changes of alerts kept that come between windows."""
+        self._put(lambda store: store.alerts(transitions, ()))
+
     def errors(self, records: Sequence[ErrorRecord]) -> None:
         """Have errors kept."""
         self._put(lambda store: store.errors(records))
@@ -192,10 +196,14 @@ class HistoryWriter:
         store, self.store = self.store, None
         if store is not None and (thread is None or not thread.is_alive()):
             try:
-                store.close(self._wall(), outcome)
+                store.end(self._wall(), outcome)
+                if self.path is not None:
+                    store.connection.close()
             except sqlite3.Error as error:
                 self._failures.append(error)
         self._begin_anew()
+        if self.path is None:  # it can still be read
+            self.store = store
 
     # -- on the writer's thread -----------------------------------------------------------------
 

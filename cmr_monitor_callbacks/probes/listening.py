@@ -133,11 +133,11 @@ class Listening:
         self.sources = {**self.automatic.sources(), **probed, **own}
 
     def _note_error(self, link: Link, exc: BaseException) -> None:
-        self._failures.log_error(self._step(), link.probe.layer, exc)
+        self._failures.log_error(self._step(), "model", link.probe.layer, exc)
 
-    def _count_error(self, layer: Hashable | None, exc: BaseException) -> None:
+    def _count_error(self, component: str, layer: Hashable | None, exc: BaseException) -> None:
         column = 0
         if layer is not None and self._watches_layer(layer):
             column = self._ledger.layout.column(layer)
         self._ledger.recorder.add_any("errors", column, (1, None, None))
-        self._failures.log_error(self._step(), layer, exc)
+        self._failures.log_error(self._step(), component, layer, exc)

@@ -23,7 +23,8 @@ compiling: Final = (
     if hasattr(torch.compiler, "is_dynamo_compiling")
     else torch.compiler.is_compiling
 )
-OnError = Callable[[Hashable | None, BaseException], None]
+OnError = Callable[[str, Hashable | None, BaseException], None]
+"""Told the component, the layer, and the error."""
 OnFailure = Callable[[str, Exception], None]
 
 
@@ -214,11 +215,16 @@ class Report:
         return of
 
     def error(
-        self, layer: Hashable | None, exc: BaseException, module: nn.Module | None = None
+        self,
+        component: str,
+        layer: Hashable | None,
+        exc: BaseException,
+        module: nn.Module | None = None,
     ) -> None:
         """Count an error of the model once, however many watched calls it passes through.
 
         Args:
+            component: whose call raised it.
             layer: where it was raised.
             exc: the error.
             module: whose hook tells of it.
@@ -226,7 +232,7 @@ class Report:
         if not isinstance(exc, Exception) or "errors" not in self.kinds:
             return
         if not self._was_counted(exc, module):
-            self._on_error(layer, exc)
+            self._on_error(component, layer, exc)
 
     def _was_counted(self, exc: BaseException, module: nn.Module | None) -> bool:
         """Whether it came through a watched call further in, which counted it.

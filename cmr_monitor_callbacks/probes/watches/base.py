@@ -149,13 +149,15 @@ def resolved(layer: Any) -> Any:
     return layer() if callable(layer) else layer
 
 
-def report_error(report: Report, layer: Any, args: Any, kwargs: Any, exc: BaseException) -> None:
+def report_error(
+    report: Report, component: str, layer: Any, args: Any, kwargs: Any, exc: BaseException
+) -> None:
     """Count an error that a watched call raises, at the layer that the call names."""
     try:
         at = resolved(layer(args, kwargs))
     except Exception:  # a call so wrong that it names no layer
         at = None
-    report.error(at, exc)
+    report.error(component, at, exc)
 
 
 def guarded(report: Report, where: str, action: Callable[..., None]) -> Callable[..., None]:

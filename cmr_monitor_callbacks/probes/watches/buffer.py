@@ -182,7 +182,7 @@ class BufferWatch(BaseWatch):
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
-                    report_error(report, layer, args, kwargs, exc)
+                    report_error(report, "buffer", layer, args, kwargs, exc)
                     raise
                 finally:
                     under.storing = outer
@@ -204,7 +204,7 @@ class BufferWatch(BaseWatch):
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
-                    report_error(report, layer, args, kwargs, exc)
+                    report_error(report, "buffer", layer, args, kwargs, exc)
                     raise
                 finally:
                     under.storing = None

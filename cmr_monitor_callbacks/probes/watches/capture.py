@@ -70,7 +70,7 @@ class CaptureWatch(BaseWatch):
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
-                    report_error(report, layer, args, kwargs, exc)
+                    report_error(report, "capture", layer, args, kwargs, exc)
                     raise
                 finally:
                     scope.now.capturing, scope.now.layer = False, None

@@ -44,7 +44,8 @@ class FastWeightsWatch(BaseWatch):
     def _maker(self, name: str, record: Callable[..., None], flag: str) -> Make:
         report, scope, now = self._report, self._report.scope, self._report.now
         safely = guarded(report, f"{self.path}.{name}", record)
-        blind = report.blind["capture" if flag == "storing" else "retrieval"]
+        kind = "capture" if flag == "storing" else "retrieval"
+        blind = report.blind[kind]
 
         def make(original: Call) -> Call:
             def call(_: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -59,7 +60,7 @@ class FastWeightsWatch(BaseWatch):
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
-                    report.error(self.layer, exc)
+                    report.error(kind, self.layer, exc)
                     raise
                 finally:
                     setattr(scope.now, flag, before)

@@ -103,7 +103,7 @@ class IndexedWatch(BaseWatch):
             try:
                 out = original(*args, **kwargs)
             except BaseException as exc:
-                report.error(self.layer, exc)
+                report.error("buffer", self.layer, exc)
                 raise
             finally:
                 scope.now.storing = None
@@ -155,7 +155,7 @@ class IndexedWatch(BaseWatch):
             try:
                 out = original(*args, **kwargs)
             except BaseException as exc:
-                report.error(self.layer, exc)
+                report.error("retrieval", self.layer, exc)
                 raise
             finally:
                 scope.now.retrieving = False

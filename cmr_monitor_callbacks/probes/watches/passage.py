@@ -92,7 +92,7 @@ class PassageWatch(BaseWatch):
             if out is None:
                 raised = sys.exc_info()[1]
                 if raised is not None:  # this hook is called on the way out too
-                    report.error(None, raised, module)
+                    report.error("model", None, raised, module)
             elif self._sample and counts:
                 leaves(args, out)
 

@@ -115,7 +115,7 @@ class ReconstructionWatch(BaseWatch):
             if out is None:  # this hook is called on the way out too
                 raised = sys.exc_info()[1]
                 if raised is not None:
-                    report.error(resolved(layer(args, kwargs)), raised, module)
+                    report.error("reconstruction", resolved(layer(args, kwargs)), raised, module)
                 return
             seconds = now() - start
             # the usual case without another frame: a layer seen before, the model's own count
@@ -159,7 +159,7 @@ class ReconstructionWatch(BaseWatch):
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
-                    report_error(report, layer, args, kwargs, exc)
+                    report_error(report, "reconstruction", layer, args, kwargs, exc)
                     raise
                 finally:
                     under.reconstructing = None

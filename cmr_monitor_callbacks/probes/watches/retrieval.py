@@ -102,7 +102,7 @@ class RetrievalWatch(BaseWatch):
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
-                    report_error(report, layer, args, kwargs, exc)
+                    report_error(report, "retrieval", layer, args, kwargs, exc)
                     raise
                 finally:
                     under.retrieving = False
