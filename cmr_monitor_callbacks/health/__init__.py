@@ -2,7 +2,12 @@
 
 from cmr_monitor_callbacks.health.engine import AlertEngine
 from cmr_monitor_callbacks.health.numbers import GivenNumbers, Numbers
-from cmr_monitor_callbacks.health.report import ComponentHealth, HealthReport, assess
+from cmr_monitor_callbacks.health.report import (
+    ComponentHealth,
+    HealthReport,
+    assess,
+    reported_name,
+)
 from cmr_monitor_callbacks.health.rules import AlertRule, Threshold, compile_rule, compile_rules
 from cmr_monitor_callbacks.health.states import (
     AlertState,
@@ -30,4 +35,5 @@ __all__ = [
     "assess",
     "compile_rule",
     "compile_rules",
+    "reported_name",
 ]

@@ -14,7 +14,16 @@ from cmr_monitor_callbacks.health.states import AlertState, HealthStatus, Phase,
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 _COST: Final = {Severity.WARNING: 20.0, Severity.ERROR: 50.0, Severity.CRITICAL: 100.0}
-_NAMES: Final = {"buffer": "memory_buffer", "retrieval": "retrieval_system"}
+_REPORTED: Final = {"buffer": "memory_buffer", "retrieval": "retrieval_system"}
+
+
+def reported_name(component: str) -> str:
+    """The name of a component in reports.
+
+    >>> reported_name("buffer"), reported_name("capture")
+    ('memory_buffer', 'capture')
+    """
+    return _REPORTED.get(component, component)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class HealthReport:
 
     def component_status(self) -> dict[str, str]:
         """Status by component, under the names that reports use."""
-        return {_NAMES.get(name, name): c.status.value for name, c in self.components.items()}
+        return {reported_name(name): c.status.value for name, c in self.components.items()}
 
 
 def assess(

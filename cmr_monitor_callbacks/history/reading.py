@@ -96,7 +96,7 @@ class RunHistory:
 
     # -- what there is ------------------------------------------------------------------------
 
-    def keys(self, stage: str | None = None) -> list[SeriesKey]:
+    def list_series(self, stage: str | None = None) -> list[SeriesKey]:
         """Every series that ever had data, by component and layer."""
         keys = [key for key in self._ids() if stage is None or key.stage == stage]
         return sorted(keys, key=_order)
@@ -190,15 +190,6 @@ class RunHistory:
         """Several series as of one moment; see `series`."""
         wanted = list(keys)
         return self.consistent(lambda: self._read(wanted, time_range, max_points))
-
-    def window_counts(self, series: Series) -> Array:
-        """What each point of a counter added to the one before; of the first what it began with.
-
-        A counter that fell (the totals began anew) adds its new value.
-        """
-        before = np.concatenate(([0.0], series.last[:-1]))
-        added: Array = series.last - before
-        return np.where(added < 0, series.last, added)
 
     def _read(
         self, keys: Sequence[SeriesKey], time_range: Range, max_points: int | None
@@ -355,7 +346,7 @@ class RunHistory:
         self, time_range: Range = None, *, stage: str = "train", max_points: int | None = None
     ) -> tuple[NDArray[np.int64], Array, dict[SeriesKey, Array]]:
         """Steps, times and the values of every series at them; NaN is no data."""
-        found = self.many(self.keys(stage), time_range, max_points=max_points)
+        found = self.many(self.list_series(stage), time_range, max_points=max_points)
         score = SeriesKey(stage, "score")
         widest = max(found.values(), key=len, default=put_together(score, []))
         columns = {}
@@ -371,7 +362,7 @@ class RunHistory:
 
         Of windows that are kept in a summary alone, the mean stands for each.
         """
-        found = self.many(self.keys(stage), time_range)
+        found = self.many(self.list_series(stage), time_range)
         return {key: statistics_of(series) for key, series in found.items() if len(series)}
 
     # -- what happened --------------------------------------------------------------------------

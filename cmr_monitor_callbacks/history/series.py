@@ -44,6 +44,16 @@ class Series:
         return len(self.step)
 
     @property
+    def added(self) -> Array:
+        """What each point of a counter added to the one before; of the first its whole total.
+
+        A counter that fell, because the totals began anew, added what it stands at.
+        """
+        before = np.concatenate(([0.0], self.last[:-1]))[: len(self)]
+        risen: Array = self.last - before
+        return np.where(risen < 0, self.last, risen)
+
+    @property
     def label(self) -> str:
         """Its name, with layer and rank as the tags have them."""
         return label_of(self.key)
