@@ -50,6 +50,7 @@ from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.own import OwnNumbers
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
+from cmr_monitor_callbacks.reports import report_of
 from cmr_monitor_callbacks.sinks import Outlet, Sink
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
 
@@ -591,6 +592,31 @@ class CMRPerformanceMonitor:
             HistoryError: nothing is kept, or this is not rank 0.
         """
         return self._keeper.read()
+
+    def generate_report(self, time_range: str | float | None = "1h") -> dict[str, Any]:
+        """A report on the newest part of the run.
+
+        Args:
+            time_range: before the newest window, such as ``"30m"`` or seconds; None: all that is
+                kept.
+
+        Returns:
+            ``timestamp``, ``system_health``, ``performance_metrics`` and ``component_status``, and
+            beside them what `docs/reports.md` lists; JSON can hold it.
+
+        Raises:
+            HistoryError: nothing is kept (``history.enabled`` is false), no window has ended yet,
+                or this is not rank 0.
+            ValueError: the range cannot be read.
+
+        >>> monitor = CMRPerformanceMonitor({"log_every_n_steps": 1})
+        >>> with monitor.track_performance():
+        ...     pass
+        >>> monitor.generate_report()["system_health"]
+        'healthy'
+        """
+        with self.history as history:
+            return report_of(history, time_range, now=self.clock.wall())
 
     def mark(self, label: str) -> None:
         """Keep a note at this step: it is shown in reports.

@@ -1,10 +1,15 @@
-"""The command ``cmr-monitor``: a file for each of its own commands."""
+"""The command ``cmr-monitor``: a file for each group of its own commands."""
 
 from __future__ import annotations
 
 import typer
 
+from cmr_monitor_callbacks.cli.acting import ack, prune
+from cmr_monitor_callbacks.cli.comparing import compare, sweep
+from cmr_monitor_callbacks.cli.explaining import explain
+from cmr_monitor_callbacks.cli.looking import status, watch
 from cmr_monitor_callbacks.cli.rules import run_rule_tests
+from cmr_monitor_callbacks.cli.writing import export, report
 
 app = typer.Typer(
     name="cmr-monitor",
@@ -13,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+for _command in (status, watch, report, export, compare, sweep, explain, ack, prune):
+    app.command(_command.__name__)(_command)
 app.command("test-rules")(run_rule_tests)
 
 

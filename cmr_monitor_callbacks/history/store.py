@@ -30,13 +30,12 @@ from cmr_monitor_callbacks.history.columns import (
     row_of,
     shape_of,
 )
-from cmr_monitor_callbacks.history.schema import open_to_write
+from cmr_monitor_callbacks.history.retention import retain
+from cmr_monitor_callbacks.history.schema import open_to_write, transaction
 from cmr_monitor_callbacks.snapshot import Snapshot
 
-_ALERTS_KEPT: Final = 100_000
 _ERRORS_KEPT: Final = 10_000
 _KINDS_KEPT: Final = 1_000
-_MIB: Final = 2**20
 Change = tuple[str, str, str, int, float]
 """Of a component's health: its name ('' the system), status before, after, step, time."""
 
@@ -149,13 +148,10 @@ class HistoryStore:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing."""
-        self.connection.execute("BEGIN IMMEDIATE")
         try:
-            yield
-            self.connection.execute("COMMIT")
+            with transaction(self.connection):
+                yield
         except BaseException:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
             self._forget_what_was_new()
             raise
 
@@ -377,7 +373,7 @@ class HistoryStore:
                     self._drop_oldest(stage)
             elif count >= 2 * BLOCK:
                 self.pack(stage)
-                self.retain(now)
+                retain(self.connection, self._config, now)
                 self._unpacked[stage] = count - BLOCK
 
     def _drop_oldest(self, stage: str) -> None:
@@ -450,71 +446,6 @@ class HistoryStore:
 
     def _layouts(self, ids: Iterable[int]) -> dict[int, NDArray[np.int32]]:
         return {id_: read_layout(self.connection, id_) for id_ in ids}
-
-    def retain(self, now: float) -> int:
-        """Delete what is over the limits of age, number and size.
-
-        Returns:
-            number of blocks deleted.
-        """
-        gone = self._too_old(now) + self._too_many()
-        deleted = self._delete(gone)
-        last = "SELECT max(id) FROM transitions"
-        self.connection.execute(f"DELETE FROM transitions WHERE id <= ({last}) - {_ALERTS_KEPT}")
-        limit = self._config.max_size_mb
-        while limit is not None and self.size() > limit * _MIB:
-            oldest = self.connection.execute(
-                "SELECT id FROM blocks ORDER BY tier, first_window LIMIT 1"
-            ).fetchone()
-            if oldest is None:
-                break
-            deleted += self._delete([oldest[0]])
-        if deleted:
-            self.connection.execute("PRAGMA incremental_vacuum").fetchall()
-        return deleted
-
-    def _too_old(self, now: float) -> list[int]:
-        if self._config.max_age is None:
-            return []
-        before = now - self._config.max_age
-        with self.transaction():
-            self.connection.execute(
-                "DELETE FROM windows WHERE time < ? AND id NOT IN "
-                "(SELECT max(id) FROM windows GROUP BY stage)",
-                (before,),
-            )
-        rows = self.connection.execute("SELECT id FROM blocks WHERE last_time < ?", (before,))
-        return [row[0] for row in rows]
-
-    def _too_many(self) -> list[int]:
-        """Blocks of a tier beyond its number of windows; the last tier has no limit."""
-        gone = []
-        kept: dict[tuple[str, int], int] = {}
-        rows = self.connection.execute(
-            "SELECT id, stage, tier FROM blocks WHERE tier < ? ORDER BY first_window DESC",
-            (TIERS[-1],),
-        )
-        for id_, stage, tier in rows:
-            kept[stage, tier] = kept.get((stage, tier), 0) + BLOCK
-            if kept[stage, tier] > self._config.raw_windows * 10**tier:
-                gone.append(id_)
-        return gone
-
-    def _delete(self, blocks: Sequence[int]) -> int:
-        if blocks:
-            with self.transaction():
-                ids = [(block,) for block in blocks]
-                self.connection.executemany("DELETE FROM columns WHERE block = ?", ids)
-                self.connection.executemany("DELETE FROM blocks WHERE id = ?", ids)
-        return len(blocks)
-
-    def size(self) -> int:
-        """Bytes in use."""
-        pages, free, page = (
-            self.connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * page)
 
 
 class _Plan:

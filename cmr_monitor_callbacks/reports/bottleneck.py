@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cmr_monitor_callbacks.layers import LayerId
+from cmr_monitor_callbacks.reports.numbers import shown
 
 _PHASES: Final = {
     "data_wait": "waiting for data",
@@ -64,19 +65,18 @@ def find_bottleneck(
         out |= {"phase": phase, "share": phases[phase]}
         word = "Most" if phases[phase] > 0.5 else "The largest part"
         sentences.append(
-            f"{word} of a step ({phases[phase]:.0%} of {wall * 1e3:.3g} ms) is {_PHASES[phase]}."
+            f"{word} of a step ({shown(phases[phase], '1')} of {shown(wall, 's')}) is "
+            f"{_PHASES[phase]}."
         )
     if parts:
         part = max(parts, key=parts.__getitem__)
         out |= {"part": part, "part_share": parts[part]}
-        text = f"Of the memory's parts {part} takes the most: {parts[part]:.1%} of a step"
+        text = f"Of the memory's parts {part} takes the most: {shown(parts[part], '1')} of a step"
         times = layers.get(_PARTS[part][1], {})
         slowest = max(times, key=times.__getitem__, default=None)
         if slowest is not None and len(times) > 1:
             out["layer"] = slowest
-            text += f", {times[slowest] * 1e3:.2g} ms a call at layer {slowest}, the slowest"
+            text += f", {shown(times[slowest], 's')} a call at layer {slowest}, the slowest"
         sentences.append(f"{text}.")
-    out["sentence"] = " ".join(sentences).replace("%", " %").replace("  %", " %") or (
-        "No times were recorded."
-    )
+    out["sentence"] = " ".join(sentences) or "No times were recorded."
     return out

@@ -70,7 +70,7 @@ def to_html(history: RunHistory, time_range: Range = None) -> str:
                 full_html=False,
                 include_plotlyjs=False,
                 div_id=f"chart-{number}",
-                config={"displaylogo": False, "responsive": True},
+                config={"displayModeBar": False, "responsive": True},
             )
             wide = " wide" if figure["layout"].get("meta") == "wide" else ""
             body.append(f"<figure class='chart{wide}'>{drawn}</figure>")
@@ -138,6 +138,7 @@ def _health(series: Mapping[SeriesKey, Series]) -> list[Figure]:
     if score is not None:
         figures.append(_lines("score", [(None, score)], []))
         figures[-1]["layout"]["yaxis"] |= {"range": [0, 105]}
+        figures[-1]["layout"]["meta"] = "wide"
     return figures
 
 

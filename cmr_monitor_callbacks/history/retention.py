@@ -1,0 +1,118 @@
+"""What is deleted of a store, and when: by number, by age, by size."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from cmr_monitor_callbacks.config.history import BLOCK, HistoryConfig
+from cmr_monitor_callbacks.history.blocks import TIERS
+from cmr_monitor_callbacks.history.schema import open_to_write, transaction
+
+_ALERTS_KEPT: Final = 100_000
+_MIB: Final = 2**20
+
+
+def retain(connection: sqlite3.Connection, config: HistoryConfig, now: float) -> int:
+    """Delete what is over the limits of number, age and size.
+
+    Args:
+        connection: to the store.
+        config: the limits.
+        now: seconds since the Unix epoch.
+
+    Returns:
+        number of blocks and windows deleted.
+    """
+    deleted = _delete_windows(connection, config, now)
+    deleted += _delete(connection, _too_old(connection, config, now))
+    deleted += _delete(connection, _too_many(connection, config))
+    last = "SELECT max(id) FROM transitions"
+    connection.execute(f"DELETE FROM transitions WHERE id <= ({last}) - {_ALERTS_KEPT}")
+    limit = config.max_size_mb
+    while limit is not None and size_of(connection) > limit * _MIB:
+        oldest = connection.execute(
+            "SELECT id FROM blocks ORDER BY tier, first_window LIMIT 1"
+        ).fetchone()
+        if oldest is None:
+            break
+        deleted += _delete(connection, [oldest[0]])
+    if deleted:
+        connection.execute("PRAGMA incremental_vacuum").fetchall()
+    return deleted
+
+
+def prune(path: Path, config: HistoryConfig, now: float) -> tuple[int, int]:
+    """Apply limits to a store by hand, and give the room back; also while it is being written.
+
+    Returns:
+        bytes before and after.
+
+    Raises:
+        HistoryError: it is no store, or of a newer version.
+        sqlite3.Error: it cannot be written.
+    """
+    connection = open_to_write(path)
+    try:
+        before = path.stat().st_size
+        retain(connection, config, now)
+        connection.execute("PRAGMA incremental_vacuum").fetchall()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return before, path.stat().st_size
+    finally:
+        connection.close()
+
+
+def size_of(connection: sqlite3.Connection) -> int:
+    """Bytes in use."""
+    pages, free, page = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * page)
+
+
+def _delete_windows(connection: sqlite3.Connection, config: HistoryConfig, now: float) -> int:
+    """Windows that are not packed and too old; each stage's newest stays."""
+    if config.max_age is None:
+        return 0
+    cursor = connection.execute(
+        "DELETE FROM windows WHERE time < ? AND id NOT IN "
+        "(SELECT max(id) FROM windows GROUP BY stage)",
+        (now - config.max_age,),
+    )
+    return cursor.rowcount
+
+
+def _too_old(connection: sqlite3.Connection, config: HistoryConfig, now: float) -> list[int]:
+    if config.max_age is None:
+        return []
+    before = now - config.max_age
+    rows = connection.execute("SELECT id FROM blocks WHERE last_time < ?", (before,))
+    return [row[0] for row in rows]
+
+
+def _too_many(connection: sqlite3.Connection, config: HistoryConfig) -> list[int]:
+    """Blocks of a tier beyond its number of windows; the last tier has no limit."""
+    gone = []
+    kept: dict[tuple[str, int], int] = {}
+    rows = connection.execute(
+        "SELECT id, stage, tier FROM blocks WHERE tier < ? ORDER BY first_window DESC",
+        (TIERS[-1],),
+    )
+    for id_, stage, tier in rows:
+        kept[stage, tier] = kept.get((stage, tier), 0) + BLOCK
+        if kept[stage, tier] > config.raw_windows * 10**tier:
+            gone.append(id_)
+    return gone
+
+
+def _delete(connection: sqlite3.Connection, blocks: Sequence[int]) -> int:
+    if blocks:
+        with transaction(connection):
+            ids = [(block,) for block in blocks]
+            connection.executemany("DELETE FROM columns WHERE block = ?", ids)
+            connection.executemany("DELETE FROM blocks WHERE id = ?", ids)
+    return len(blocks)
