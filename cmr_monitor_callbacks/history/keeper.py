@@ -45,7 +45,7 @@ class Keeper:
         rank: of this process.
 
     >>> keeper = Keeper(HistoryConfig(), 10, lambda: 0.0, {})
-    >>> keeper.window(Snapshot.empty("train"))
+    >>> keeper.mark("begun", step=0)
     >>> len(keeper.read().sessions())
     1
     """

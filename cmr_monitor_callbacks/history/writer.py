@@ -48,7 +48,7 @@ class HistoryWriter:
         latency: seconds that the last window took to be written.
 
     >>> writer = HistoryWriter(None, HistoryConfig(), RunInfo)
-    >>> writer.window(Snapshot.empty("train"))
+    >>> writer.mark("begun", step=0, now=0.0)
     >>> writer.close("completed")
     """
 
