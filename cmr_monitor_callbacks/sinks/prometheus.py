@@ -84,7 +84,12 @@ class ReportCollector:
         self._labels = dict(labels or {})
         self._whole = [m for m in METRICS if is_shown(m.name, True, whole_metrics)]
         self._own = [m for m in OWN_METRICS if is_shown(m.name, True, whole_metrics)]
-        self._by_layer = [m for m in METRICS if is_shown(m.name, m.layer_tag, layer_metrics)]
+        self._by_layer = [
+            m
+            for m in METRICS
+            if m.kind is not Kind.QUANTILE  # kept for the whole alone
+            and is_shown(m.name, m.layer_tag, layer_metrics)
+        ]
         self._world_size = world_size
 
     def describe(self) -> Iterable[Metric]:

@@ -1,8 +1,9 @@
 """What each metric is called in Prometheus: made from the catalogue.
 
 ``cmr_<component>_<name>_<unit>``, in base units; what counts over the run ends in ``_total``,
-shares in ``_ratio``. Numbers of layers and of ranks have names of their own, ``cmr_<component>_layer_…``
-and ``cmr_<component>_rank_…``: they and the whole's under one name would be added up by ``sum()``.
+shares in ``_ratio``. Numbers of layers and of ranks have names of their own
+(``cmr_<component>_layer_…``, ``cmr_<component>_rank_…``): under one name with the whole's,
+``sum()`` would count them twice.
 """
 
 from __future__ import annotations
