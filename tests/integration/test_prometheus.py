@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import multiprocessing
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hydra
 import pytest
 import pytorch_lightning as pl
 import yaml
@@ -26,13 +28,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cmr_monitor_callbacks import CMRMonitorCallback, CMRPerformanceMonitor, ConfigError, Snapshot
 from cmr_monitor_callbacks.catalogue import BY_NAME, Kind
-from cmr_monitor_callbacks.config import PrometheusConfig
+from cmr_monitor_callbacks.config import PrometheusConfig, config_root
 from cmr_monitor_callbacks.errors import CMRMonitorError
 from cmr_monitor_callbacks.sinks import PrometheusSink
 from cmr_monitor_callbacks.sinks.prometheus import ReportCollector
 from cmr_monitor_callbacks.sinks.prometheus_names import series_of
 from tests.models import LAYERS, MemoryModule, loader, trainer
-from tests.pages import snippets
+from tests.pages import snippets, text_of
 
 STRICT = {"on_monitor_error": "raise"}
 RULES = {
@@ -53,6 +55,7 @@ WHOLE = (
     "throughput",
 )
 BY_LAYER = ("states_stored", "storage_efficiency", "total_entries")
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
 T = TypeVar("T")
 
 pytestmark = pytest.mark.usefixtures("no_monitor_thread_left")
@@ -77,7 +80,7 @@ def exporter(callback: CMRMonitorCallback) -> PrometheusSink:
 
 def scraped(url: str, accept: str = "text/plain") -> str:
     request = urllib.request.Request(url, headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with DIRECTLY.open(request, timeout=30) as answer:
         text: str = answer.read().decode()
     return text
 
@@ -279,6 +282,14 @@ def test_other_ranks_have_no_exporter(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found == [False]
 
 
+def test_hydra_switches_it_on_without_a_plus() -> None:
+    [line] = re.findall(r"`'(cmr_monitor\.sinks\.prometheus=.*)'`", text_of("docs/prometheus.md"))
+    with hydra.initialize_config_dir(str(config_root()), version_base="1.3"):
+        node = hydra.compose(overrides=["+cmr_monitor=default", line]).cmr_monitor
+    config = CMRMonitorCallback(**node).sinks_config.prometheus
+    assert config == PrometheusConfig(port=9400)
+
+
 def test_a_missing_client_is_an_error_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from cmr_monitor_callbacks.sinks import prometheus
 
@@ -416,6 +427,7 @@ def test_a_client_that_says_nothing_holds_nobody_up() -> None:
         start = time.monotonic()
         sink.close()
         assert time.monotonic() - start < 5.0  # it would be hung up on after 10
+        assert sink._server.fileno() == -1
         names = [thread.name for thread in threading.enumerate()]
         assert not [name for name in names if name.startswith("cmr-monitor-prometheus")]
 
@@ -627,4 +639,6 @@ def test_the_settings_of_the_manual_are_settings() -> None:
     [scrape] = [text for text in snippets("docs/prometheus.md", "yaml") if "scrape_configs" in text]
     [job] = yaml.safe_load(scrape)["scrape_configs"]
     port = callback.sinks_config.prometheus.port
+    [snippet] = snippets("docs/prometheus.md", "python")
+    exec(snippet, {})
     assert job["static_configs"] == [{"targets": [f"127.0.0.1:{port}"]}]
