@@ -31,8 +31,8 @@ from cmr_monitor_callbacks.catalogue import BY_NAME, Kind
 from cmr_monitor_callbacks.config import PrometheusConfig, config_root
 from cmr_monitor_callbacks.errors import CMRMonitorError
 from cmr_monitor_callbacks.sinks import PrometheusSink
-from cmr_monitor_callbacks.sinks.prometheus import ReportCollector
 from cmr_monitor_callbacks.sinks.prometheus_names import series_of
+from cmr_monitor_callbacks.sinks.prometheus_samples import ReportCollector
 from tests.models import LAYERS, MemoryModule, loader, trainer
 from tests.pages import snippets, text_of
 
@@ -405,7 +405,7 @@ def test_what_fails_in_a_scrape_is_told_with_the_next_window(
         with monitor.track_performance():
             pass
         monkeypatch.setattr(
-            "cmr_monitor_callbacks.sinks.prometheus.layer_texts", lambda layers: 1 / 0
+            "cmr_monitor_callbacks.sinks.prometheus_samples.layer_texts", lambda layers: 1 / 0
         )
         with pytest.raises((urllib.error.URLError, ConnectionError)):
             scraped(sink.url)

@@ -23,8 +23,8 @@ from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.health import AlertState, HealthReport, Phase, Severity
 from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW, ROW, Packed
 from cmr_monitor_callbacks.sinks import WindowReport
-from cmr_monitor_callbacks.sinks.prometheus import ReportCollector
 from cmr_monitor_callbacks.sinks.prometheus_names import series_of
+from cmr_monitor_callbacks.sinks.prometheus_samples import ReportCollector
 from cmr_monitor_callbacks.snapshot import Snapshot
 from tests.pages import rows
 
