@@ -204,6 +204,8 @@ class MetricInfo:
     whole_tag: bool = True
     """Logged for the model as a whole by default."""
     aliases: tuple[str, ...] = ()
+    cumulative: bool = False
+    """Of a score: it grows over the run, as a counter does."""
 
     @property
     def over_steps(self) -> str:
@@ -744,9 +746,25 @@ METRICS: Final = tuple(
 
 
 def _score(
-    component: str, name: str, unit: str, help_: str, polarity: Polarity, *, logged: bool = True
+    component: str,
+    name: str,
+    unit: str,
+    help_: str,
+    polarity: Polarity,
+    *,
+    logged: bool = True,
+    cumulative: bool = False,
 ) -> MetricInfo:
-    return MetricInfo(name, component, Kind.SCORE, unit, polarity, help_, whole_tag=logged)
+    return MetricInfo(
+        name,
+        component,
+        Kind.SCORE,
+        unit,
+        polarity,
+        help_,
+        whole_tag=logged,
+        cumulative=cumulative,
+    )
 
 
 COMPONENTS: Final = (
@@ -785,13 +803,22 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
             _score("health", f"{name}_status", "code", f"status of {name}", Polarity.NEITHER),
         )
     ),
-    _score("monitor", "events", "events", "events recorded", Polarity.NEITHER, logged=False),
+    _score(
+        "monitor",
+        "events",
+        "events",
+        "events recorded",
+        Polarity.NEITHER,
+        logged=False,
+        cumulative=True,
+    ),
     _score(
         "monitor",
         "invalid_samples",
         "samples",
         "samples rejected: not finite, negative, out of range or not a number",
         Polarity.LOWER,
+        cumulative=True,
     ),
     _score(
         "monitor",
@@ -800,6 +827,7 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         "time spent in the monitor's own hooks over the run",
         Polarity.LOWER,
         logged=False,
+        cumulative=True,
     ),
     _score(
         "monitor",
@@ -816,7 +844,14 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         Polarity.LOWER,
         logged=False,
     ),
-    _score("monitor", "failures", "failures", "the monitor's own failures", Polarity.LOWER),
+    _score(
+        "monitor",
+        "failures",
+        "failures",
+        "the monitor's own failures",
+        Polarity.LOWER,
+        cumulative=True,
+    ),
     _score(
         "timing",
         "straggler_ratio",

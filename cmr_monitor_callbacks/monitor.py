@@ -837,8 +837,13 @@ class CMRPerformanceMonitor:
             "firing": [state.to_dict() for state in report.firing],
         }
 
+    @property
+    def is_live(self) -> bool:
+        """Whether live statistics and the exporter are allowed."""
+        return self._live
+
     def enable_real_time_monitoring(self) -> None:
-        """Allow `get_live_stats`, whatever ``enable_real_time`` says."""
+        """Allow `get_live_stats` and the exporter, whatever ``enable_real_time`` says."""
         self._live = True
 
     def get_live_stats(self, over: Over = "run") -> dict[str, Any]:

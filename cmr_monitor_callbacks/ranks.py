@@ -31,6 +31,8 @@ _MEANS: Final = {  # metrics of which a rank that stands out is shown
     "optimizer_time": "optimizer_seconds",
     "monitor_time": "monitor_seconds",
 }
+SHOWN_BY_RANK: Final = tuple(_MEANS)
+"""Metrics that `standing_out` looks at."""
 
 
 def put_rates(table: Array, by_rank: Packed) -> None:

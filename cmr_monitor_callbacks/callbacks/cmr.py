@@ -47,7 +47,13 @@ from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.monitor import DEFAULT_WINDOW, CMRPerformanceMonitor
 from cmr_monitor_callbacks.recording.cells import anything_compiled
 from cmr_monitor_callbacks.reports import run_summary
-from cmr_monitor_callbacks.sinks import LoggerSink, Sink, TensorBoardSink
+from cmr_monitor_callbacks.sinks import (
+    LoggerSink,
+    PrometheusSink,
+    Sink,
+    TensorBoardSink,
+    require_prometheus_client,
+)
 from cmr_monitor_callbacks.snapshot import Snapshot
 from cmr_monitor_callbacks.stall import StallReport
 
@@ -96,7 +102,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     >>> CMRMonitorCallback(sinks={"logger": False})
     Traceback (most recent call last):
     cmr_monitor_callbacks.errors.ConfigError: sinks.logger is not a setting; did you mean \
-'loggers'? (allowed: loggers, callback_metrics, custom_scalars)
+'loggers'? (allowed: loggers, callback_metrics, custom_scalars, prometheus)
     """
 
     def __init__(
@@ -123,6 +129,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             monitoring, alert_config=alerts, probes=probes, history=history
         )
         self.sinks_config = parse(SinksConfig, sinks, "sinks")
+        if self.sinks_config.prometheus is not None:
+            require_prometheus_client()
         self._timer = StepTimer()
         self._other_timer = StepTimer()
         """Of the other stages: one may come between the batches of a step."""
@@ -132,6 +140,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self._handles: list[Any] = []
         self._metrics: CallbackMetricsSink | None = None
         self._own_sinks: list[Sink] = []
+        self._sinks_open = False
+        self._said_no_exporter = False
         self._gate_closed = False
         self._outcome = "completed"
         self._counts_batches = self.monitor.config.watches_component("model")
@@ -296,6 +306,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self.monitor.close_history(self._outcome)
         self._around(Surroundings())
         self._metrics = None
+        self._sinks_open = False
         sinks, self._own_sinks = self._own_sinks, []
         mine = {id(sink) for sink in sinks}
         self.monitor.sinks = [sink for sink in self.monitor.sinks if id(sink) not in mine]
@@ -463,8 +474,9 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     # -- sinks ------------------------------------------------------------------------------
 
     def _open_sinks(self, trainer: Trainer) -> None:
-        if self._own_sinks:
+        if self._sinks_open:
             return
+        self._sinks_open = True
         if self.sinks_config.callback_metrics:
             shown = self.monitor.shown()
             self._metrics = CallbackMetricsSink(partial(callback_metrics, trainer), *shown)
@@ -476,9 +488,33 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             # with log_every_n_steps=0 the user asked for nothing in the loggers
             if self.sinks_config.loggers and log_every_n_steps(trainer) != 0:
                 self._own_sinks += [self._logger_sink(item) for item in trainer.loggers]
+            self._open_exporter(trainer)
         else:
             self.monitor.alerts.tells = False
         self.monitor.sinks += self._own_sinks
+
+    def _open_exporter(self, trainer: Trainer) -> None:
+        config = self.sinks_config.prometheus
+        if config is None:
+            return
+        if not self.monitor.is_live:
+            if not self._said_no_exporter:
+                self._said_no_exporter = True
+                logger.warning(
+                    "sinks.prometheus is set, but monitoring.enable_real_time is false: there is "
+                    "no exporter"
+                )
+            return
+        settings = self.monitor.config
+        with self.monitor.guard("PrometheusSink"):
+            exporter = PrometheusSink(
+                config,
+                layer_metrics=settings.layer_metrics,
+                whole_metrics=settings.whole_metrics,
+                world_size=trainer.world_size,
+            )
+            self._own_sinks.append(exporter)
+            say_at_start(f"CMRMonitorCallback serves Prometheus at {exporter.url}")
 
     def _surroundings(self, trainer: Trainer) -> Surroundings:
         """What the alerts' channels find; the other ranks tell of nothing but their own stalls."""

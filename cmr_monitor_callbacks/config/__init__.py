@@ -17,6 +17,7 @@ from cmr_monitor_callbacks.config.monitoring import (
     SinksConfig,
 )
 from cmr_monitor_callbacks.config.presets import config_root, load_preset, preset_names
+from cmr_monitor_callbacks.config.prometheus import PrometheusConfig
 from cmr_monitor_callbacks.config.rules import (
     SEVERITIES,
     CompareConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "MonitoringConfig",
     "NoDataConfig",
     "ProbesConfig",
+    "PrometheusConfig",
     "ReduceConfig",
     "RouteConfig",
     "RuleConfig",

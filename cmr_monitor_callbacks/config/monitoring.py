@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cmr_monitor_callbacks.catalogue import COMPONENTS, METRICS, OWN_METRICS
 from cmr_monitor_callbacks.config.loading import Settings
+from cmr_monitor_callbacks.config.prometheus import PrometheusConfig
 from cmr_monitor_callbacks.errors import nearest
 from cmr_monitor_callbacks.layers import matches
 
@@ -40,7 +41,7 @@ class MonitoringConfig(Settings):
     """
 
     enable_real_time: bool = True
-    """Live statistics (``get_live_stats``)."""
+    """Live statistics (``get_live_stats``) and the exporter (``sinks.prometheus``)."""
     enable_profiling: Literal[False] = False
     """Detailed profiling; not there yet in this version, so only false is allowed."""
     log_every_n_steps: int | None = Field(default=None, ge=1)
@@ -133,3 +134,5 @@ class SinksConfig(Settings):
     """``trainer.callback_metrics``, so that EarlyStopping and ModelCheckpoint can monitor them."""
     custom_scalars: bool = True
     """A layout for TensorBoard's Custom Scalars page: the layers as lines of one chart."""
+    prometheus: PrometheusConfig | None = None
+    """An exporter that Prometheus scrapes, on rank 0; null: none."""

@@ -3,6 +3,7 @@
 from cmr_monitor_callbacks.sinks.base import InMemorySink, Sink, WindowReport
 from cmr_monitor_callbacks.sinks.loggers import LoggerSink
 from cmr_monitor_callbacks.sinks.outlet import Outlet
+from cmr_monitor_callbacks.sinks.prometheus import PrometheusSink, require_prometheus_client
 from cmr_monitor_callbacks.sinks.tags import TagTable, rank_scalars
 from cmr_monitor_callbacks.sinks.tensorboard import TensorBoardSink
 
@@ -10,9 +11,11 @@ __all__ = [
     "InMemorySink",
     "LoggerSink",
     "Outlet",
+    "PrometheusSink",
     "Sink",
     "TagTable",
     "TensorBoardSink",
     "WindowReport",
     "rank_scalars",
+    "require_prometheus_client",
 ]

@@ -44,10 +44,10 @@ class TagTable:
                 at = COUNTERS.index(metric.name) if counted else METRIC_ROW[metric.name]
                 row = (at if counted else len(COUNTERS) + at) * width
                 tag = f"{prefix}_{metric.component}/{metric.name}"
-                if not per_layer and _shown(metric.name, metric.whole_tag, whole_metrics):
+                if not per_layer and is_shown(metric.name, metric.whole_tag, whole_metrics):
                     tags.append(tag)
                     index.append(row)
-                if per_layer and _shown(metric.name, metric.layer_tag, layer_metrics):
+                if per_layer and is_shown(metric.name, metric.layer_tag, layer_metrics):
                     tags.extend(f"{tag}/{layer_tag(layers[i])}" for i in columns)
                     index.extend(row + i + 1 for i in columns)
             self.whole_count = self.whole_count or len(tags)
@@ -56,7 +56,7 @@ class TagTable:
         self._own = [
             (f"{prefix}_{m.component}/{m.name}", m.name)
             for m in OWN_METRICS
-            if _shown(m.name, m.whole_tag, whole_metrics)
+            if is_shown(m.name, m.whole_tag, whole_metrics)
         ]
         self._pattern = b"?"
 
@@ -90,7 +90,8 @@ def rank_scalars(snapshot: Snapshot) -> tuple[list[str], list[float]]:
     ]
 
 
-def _shown(name: str, by_default: bool, globs: Sequence[str] | None) -> bool:
+def is_shown(name: str, by_default: bool, globs: Sequence[str] | None) -> bool:
+    """Whether a metric is shown: by the globs where there are any, else by default."""
     if globs is None:
         return by_default
     return any(matches(glob, name) for glob in globs)
