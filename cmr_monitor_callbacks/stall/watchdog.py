@@ -86,7 +86,7 @@ class StallWatchdog:
         stand: says where the run stands; called on the watchdog's thread, must not block.
         tell: told of a stall and of its end, on that thread.
         rank: of this process.
-        folder: where stacks are written, unless ``config.folder`` says otherwise.
+        folder: where stacks are written, unless ``config.folder`` says otherwise; None: nowhere.
         now: the clock of ``stand``, in seconds.
 
     Attributes:
@@ -185,10 +185,10 @@ class StallWatchdog:
             self._tell(StallReport(self._rank, stalled.step, stalled.phase, seconds, True))
 
     def _write(self, report: StallReport) -> Path | None:
-        if not self._config.dump_stacks or self._dumps >= _DUMPS:
+        if self._folder is None or not self._config.dump_stacks or self._dumps >= _DUMPS:
             return None
         self._dumps += 1
-        path = (self._folder or Path()) / f"stacks-rank{self._rank:03d}.txt"
+        path = self._folder / f"stacks-rank{self._rank:03d}.txt"
         try:
             dump(path, str(report))
         except OSError as error:
