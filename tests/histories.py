@@ -83,3 +83,8 @@ def transition(
         message=f"{rule} <is> 25%",
     )
     return Transition(state, before, step, START + step, state.message, severity)
+
+
+def filled_snapshot(step: int) -> Snapshot:
+    """A window with some numbers."""
+    return snapshot(step, {"step_time": step / 8, ("states_stored", 4): step}, layers=(4,))

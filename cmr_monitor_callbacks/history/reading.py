@@ -215,8 +215,10 @@ class RunHistory:
             return time_range
         try:
             seconds = parse_duration(time_range)
-        except ValueError as error:
-            raise ValueError(f"time_range {error}") from None
+        except ValueError:
+            raise ValueError(
+                f"time_range must be a duration such as '1h' or seconds, got {time_range!r}"
+            ) from None
         newest = self._newest(stage)
         return (math.inf, math.inf) if newest is None else (newest[1] - seconds, math.inf)
 

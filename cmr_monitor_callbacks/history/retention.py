@@ -40,7 +40,7 @@ def retain(connection: sqlite3.Connection, config: HistoryConfig, now: float) ->
             break
         deleted += _delete(connection, [oldest[0]])
     if deleted:
-        connection.execute("PRAGMA incremental_vacuum").fetchall()
+        _give_back(connection)
     return deleted
 
 
@@ -58,11 +58,16 @@ def prune(path: Path, config: HistoryConfig, now: float) -> tuple[int, int]:
     try:
         before = path.stat().st_size
         retain(connection, config, now)
-        connection.execute("PRAGMA incremental_vacuum").fetchall()
+        _give_back(connection)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return before, path.stat().st_size
     finally:
         connection.close()
+
+
+def _give_back(connection: sqlite3.Connection) -> None:
+    """Free pages become the file system's again; `execute` would stop after the first of them."""
+    connection.executescript("PRAGMA incremental_vacuum")
 
 
 def size_of(connection: sqlite3.Connection) -> int:

@@ -198,6 +198,8 @@ def open_to_read(path: Path) -> sqlite3.Connection:
         except sqlite3.Error as error:
             connection.close()
             errors.append(error)
+            if _is_locked(error):  # to look past the lock would be to read half of something
+                break
             continue
         except HistoryError:
             connection.close()
@@ -212,7 +214,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
 def unreadable(path: Path, error: sqlite3.Error) -> HistoryError:
     """What to say of a store that SQLite cannot read."""
-    if "locked" in str(error) or "busy" in str(error):
+    if _is_locked(error):
         return HistoryError(
             f"the history {str(path)!r} is locked by another process for more than {BUSY:g} s; "
             "try again"
@@ -221,6 +223,10 @@ def unreadable(path: Path, error: sqlite3.Error) -> HistoryError:
         f"the history {str(path)!r} cannot be read ({error}); `sqlite3 {path.name} .recover` may "
         "save what is left of it"
     )
+
+
+def _is_locked(error: sqlite3.Error) -> bool:
+    return "locked" in str(error) or "busy" in str(error)
 
 
 def _version(connection: sqlite3.Connection, name: str) -> int | None:
