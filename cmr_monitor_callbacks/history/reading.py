@@ -198,7 +198,7 @@ class RunHistory:
         out = {}
         for stage in dict.fromkeys(key.stage for key in keys):
             wanted = [key for key in keys if key.stage == stage]
-            stretches = self._stretches(stage, self._bounds(time_range, stage), max_points)
+            stretches = self._stretches(stage, self.bounds(time_range, stage), max_points)
             numbers = {ids[key]: key for key in wanted if key in ids}
             found: dict[SeriesKey, list[list[Array]]] = {key: [] for key in wanted}
             for stretch in stretches:
@@ -208,7 +208,8 @@ class RunHistory:
                 out[key] = put_together(key, found[key])
         return {key: out[key] for key in keys}
 
-    def _bounds(self, time_range: Range, stage: str = "train") -> tuple[float, float]:
+    def bounds(self, time_range: Range, stage: str = "train") -> tuple[float, float]:
+        """From when until when a range is, in seconds since the Unix epoch."""
         if time_range is None:
             return -math.inf, math.inf
         if isinstance(time_range, tuple):
@@ -409,7 +410,7 @@ class RunHistory:
         return self._events("marks", ("step", "time", "label"), time_range)
 
     def _events(self, table: str, names: Sequence[str], time_range: Range) -> list[dict[str, Any]]:
-        low, high = self._bounds(time_range)
+        low, high = self.bounds(time_range)
         of = "" if self._session is None else f" AND session = {self._session:d}"
         rows = self._rows(
             f"SELECT {', '.join(names)} FROM {table} WHERE time >= ? AND time <= ?{of} ORDER BY id",
@@ -425,7 +426,7 @@ class RunHistory:
             the first), ``traceback``, ``count``, ``first_step``, ``last_step``, ``first_time``,
             ``last_time``, and ``over_time``: pairs of step and count, of the newest.
         """
-        low, high = self._bounds(time_range)
+        low, high = self.bounds(time_range)
         found = self._error_kinds(low, high)
         if self.path is not None:
             for other in sorted(self.path.parent.glob(f"{self.path.stem}.rank_*.sqlite")):

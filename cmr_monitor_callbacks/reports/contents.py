@@ -56,6 +56,7 @@ def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[s
     whole = {key.name: one for key, one in series.items() if key.layer is None and key.rank is None}
     longest = max(whole.values(), key=len, default=None)
     newest = history.last("train")
+    bounds = history.bounds(time_range)
     made = now if now is not None else (newest[1] if newest else 0.0)
     components = {
         name: _health_of(whole, name) for name in HEALTH_COMPONENTS if f"{name}_status" in whole
@@ -79,8 +80,7 @@ def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[s
             "score": _last(whole.get("score")),
             "components": components,
             "changes": [
-                {**change, "time": iso(change["time"])}
-                for change in history.health_changes(_times(longest, time_range))
+                {**change, "time": iso(change["time"])} for change in history.health_changes(bounds)
             ],
         },
         "metrics": metrics,
@@ -88,15 +88,12 @@ def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[s
         "ranks": _by_rank(series),
         "trends": _trends(whole),
         "bottleneck": _finite(find_bottleneck(means, means, _steps(longest), _layer_times(series))),
-        "alerts": _alerts(history, _times(longest, time_range)),
+        "alerts": _alerts(history, bounds),
         "errors": [
             {**error, "first_time": iso(error["first_time"]), "last_time": iso(error["last_time"])}
-            for error in history.errors(_times(longest, time_range))
+            for error in history.errors(bounds)
         ],
-        "marks": [
-            {**mark, "time": iso(mark["time"])}
-            for mark in history.marks(_times(longest, time_range))
-        ],
+        "marks": [{**mark, "time": iso(mark["time"])} for mark in history.marks(bounds)],
         "resources": {},
     }
 
@@ -249,13 +246,6 @@ def _steps(longest: Series | None) -> float:
     if _from_start(longest):
         return float(longest.step[-1] - longest.step[0])
     return float(longest.step[-1] + 1)
-
-
-def _times(longest: Series | None, time_range: Range) -> Range:
-    """The same stretch for what has a time of its own; all of a run where all was asked for."""
-    if time_range is None or longest is None or len(longest) == 0:
-        return None
-    return float(longest.time[0]), math.inf
 
 
 def _alerts(history: RunHistory, time_range: Range) -> dict[str, Any]:
