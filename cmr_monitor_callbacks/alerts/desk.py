@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cmr_monitor_callbacks.alerts.delivery import Delivery
@@ -76,9 +77,9 @@ class AlertDesk:
     def __init__(
         self, config: AlertConfig, thresholds: AlertThresholds, interval: float, keep: int
     ) -> None:
-        self._edits = Edits(config)
-        self._config = config = self._edits.config
         self._thresholds = thresholds
+        self._edits = Edits(config, partial(compile_rules, thresholds=thresholds))
+        self._config = config = self._edits.config
         self._interval = interval
         self._keep = keep
         self._until: Expression = ()
