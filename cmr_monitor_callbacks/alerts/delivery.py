@@ -16,6 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from cmr_monitor_callbacks.alerts.channels import Channel, Retry, Surroundings, make_channel
@@ -203,7 +204,7 @@ class _Line:
 
     def _lose(self, notice: Notice, why: str) -> None:
         for name, (_, config) in self._channels.items():
-            if _concerns(notice, config):
+            if _concerning(notice, config) is not None:
                 self.counts[name]["lost"] += 1
                 self._failures.append((f"channel {name}", RuntimeError(f"a notice is lost: {why}")))
 
@@ -218,8 +219,9 @@ class _Line:
                 except IndexError:  # the training thread took it away: too many waited
                     break
                 for name, (channel, config) in self._channels.items():
-                    if _concerns(notice, config):
-                        self._deliver(name, channel, notice, hurry)
+                    part = _concerning(notice, config)
+                    if part is not None:
+                        self._deliver(name, channel, part, hurry)
             idle.set()
             if queue:  # put meanwhile
                 idle.clear()
@@ -254,5 +256,10 @@ class _Line:
         self._failures.append((f"channel {name}", error))
 
 
-def _concerns(notice: Notice, config: ChannelConfig) -> bool:
-    return notice.severity.rank >= Severity(config.min_severity).rank
+def _concerning(notice: Notice, config: ChannelConfig) -> Notice | None:
+    """What a channel is told of a notice: its alerts that are severe enough; a summary whole."""
+    least = Severity(config.min_severity).rank
+    alerts = tuple(alert for alert in notice.alerts if alert.severity.rank >= least)
+    if notice.summary or len(alerts) == len(notice.alerts):
+        return notice if alerts or notice.severity.rank >= least else None
+    return replace(notice, alerts=alerts, severity=alerts[0].severity) if alerts else None

@@ -86,6 +86,7 @@ class AlertDesk:
         if config.warmup.until is not None:
             self._until = parse_expression(config.warmup.until, {"steps"})
         self._watches = Watches()
+        self._manager = AlertManager(config)
         self._engine = AlertEngine(compile_rules(config, thresholds))
         self.delivery = Delivery({name: config.channels[name] for name in config.alert_channels})
         self.tells = True
@@ -99,7 +100,7 @@ class AlertDesk:
         self.transitions: deque[Transition] = deque(maxlen=self._keep)
         self.changes: deque[HealthChange] = deque(maxlen=self._keep)
         self._engine.clear()
-        self._manager = AlertManager(self._config)
+        self._manager = AlertManager(self._config, self._manager.silences)
         self._last = -math.inf
         self._warm = not (self._config.warmup.steps or self._until)
         self._told = 0
@@ -125,7 +126,7 @@ class AlertDesk:
         for where, failure in self.delivery.take_failures():
             self.note(where, failure)
         now = snapshot.time
-        if now - self._last < self._interval:
+        if 0 <= now - self._last < self._interval:  # less than 0: the clock was set back
             return ()
         self._last = now
         transitions = self._engine.evaluate(

@@ -191,7 +191,8 @@ def test_a_severe_channel_hears_only_what_is_severe() -> None:
     with serving(says(200)) as server:
         one = only_webhook(server.url, min_severity="critical")
         one.submit(notice())
-        one.submit(notice(severity=alert().severity.__class__("critical")))
+        critical = alert().severity.__class__("critical")
+        one.submit(notice(alert(severity=critical), severity=critical))
         assert one.flush(10)
         assert [body["severity"] for body in server.bodies] == ["critical"]
         assert one.counts["webhook"] == {"sent": 1, "lost": 0, "retried": 0}
