@@ -16,12 +16,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from cmr_monitor_callbacks.alerts.channels import Channel, Retry, Surroundings, make_channel
 from cmr_monitor_callbacks.alerts.notice import Notice
-from cmr_monitor_callbacks.config.channels import ChannelConfig, RemoteConfig
+from cmr_monitor_callbacks.config.channels import CallbackConfig, ChannelConfig, RemoteConfig
 from cmr_monitor_callbacks.health import Severity
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ FLUSH: Final = 5.0
 """Seconds in all that pending notices have at the end of a run."""
 _LONGEST_WAIT: Final = 60.0
 _LOCAL_QUEUE: Final = 1024
+_MAY_BE_SLOW: Final = (RemoteConfig, CallbackConfig)
+"""Settings of channels that have a thread of their own."""
 
 
 class Delivery:
@@ -49,11 +52,12 @@ class Delivery:
         made = {
             name: (make_channel(config, self.around), config) for name, config in channels.items()
         }
-        local = {n: (c, s) for n, (c, s) in made.items() if not isinstance(s, RemoteConfig)}
+        local = {n: (c, s) for n, (c, s) in made.items() if not isinstance(s, _MAY_BE_SLOW)}
         self._lines = [_Line(local, None)] if local else []
         for name, (channel, config) in made.items():
-            if isinstance(config, RemoteConfig):
-                self._lines.append(_Line({name: (channel, config)}, config))
+            if isinstance(config, _MAY_BE_SLOW):
+                remote = config if isinstance(config, RemoteConfig) else None
+                self._lines.append(_Line({name: (channel, config)}, remote))
         _ALL.add(self)
 
     def submit(self, notice: Notice) -> None:
@@ -150,7 +154,8 @@ class _Line:
             self._queue.clear()
             self._begin_anew()
         if len(self._queue) >= self._limit:
-            self._lose(self._queue.popleft(), "too many wait")
+            with suppress(IndexError):  # the thread took it meanwhile
+                self._lose(self._queue.popleft(), "too many wait")
         self._queue.append(notice)
         self._idle.clear()
         self._wake.set()
@@ -242,6 +247,10 @@ class _Line:
                 pause = min(_LONGEST_WAIT, self._backoff * 2**attempt)
                 pause = min(_LONGEST_WAIT, error.after or pause * random.uniform(0.8, 1.2))
                 hurry.wait(pause)  # at the end of a run the next try comes at once
+            except (SystemExit, KeyboardInterrupt) as error:  # a function's own: the thread goes on
+                counts["lost"] += 1
+                self._note(name, RuntimeError(f"it raised {type(error).__name__}"))
+                return
             except Exception as error:
                 counts["lost"] += 1
                 self._note(name, error)

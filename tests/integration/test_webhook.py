@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import socket
@@ -134,6 +135,89 @@ def test_a_server_that_is_not_there() -> None:
     assert [name for name, _ in failures] == ["channel webhook"] * 3
     assert SECRET not in str(failures)
     assert "not reached" in str(failures[0][1])
+    one.close()
+
+
+def test_a_secret_that_ends_with_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """As one that is read from a file does: it is sent, and no error shows it."""
+    headers: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler, number: int) -> None:
+        headers.append(handler.headers["Authorization"])
+        says(200)(handler, number)
+
+    with serving(answer) as server:
+        one = only_webhook(f"{server.url}\n", headers={"Authorization": f"Bearer {SECRET}\n"})
+        one.submit(notice())
+        assert one.flush(10)
+        assert one.take_failures() == []
+        one.close()
+    assert headers == [f"Bearer {SECRET}"]
+
+
+def test_a_name_and_a_password_in_the_address() -> None:
+    headers: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler, number: int) -> None:
+        headers.append(handler.headers["Authorization"])
+        says(200)(handler, number)
+
+    with serving(answer) as server:
+        one = only_webhook(server.url.replace("://", "://me:a%40b@"))
+        one.submit(notice())
+        assert one.flush(10)
+        assert one.counts["webhook"] == {"sent": 1, "lost": 0, "retried": 0}
+        one.close()
+    assert headers == ["Basic " + base64.b64encode(b"me:a@b").decode()]
+
+
+def page_and_file(tmp_path: Path, page: Callable[[Any], None]) -> Delivery:
+    given = {"page": page, "jsonl": {"path": str(tmp_path / "alerts.jsonl")}}
+    channels = parse_channels(given)
+    return Delivery({name: channels[name] for name in given})
+
+
+def test_a_function_that_hangs_costs_its_own_thread_only(tmp_path: Path) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def page(notice: Any) -> None:
+        entered.set()
+        release.wait(30)
+
+    one = page_and_file(tmp_path, page)
+    try:
+        one.submit(notice())
+        assert entered.wait(10)
+        one.submit(notice())
+        assert not one.flush(2.0)
+        assert one.counts["jsonl"] == {"sent": 2, "lost": 0, "retried": 0}
+    finally:
+        release.set()
+    assert one.flush(10)
+    assert one.counts["page"] == {"sent": 2, "lost": 0, "retried": 0}
+    one.close()
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_a_function_that_raises_is_told_of_what_follows(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    heard: list[Any] = []
+
+    def page(notice: Any) -> None:
+        heard.append(notice)
+        if len(heard) == 1:
+            raise error("no")
+
+    one = page_and_file(tmp_path, page)
+    one.submit(notice())
+    one.submit(notice())
+    assert one.flush(10)
+    assert len(heard) == 2
+    assert one.counts["page"] == {"sent": 1, "lost": 1, "retried": 0}
+    [(where, failure)] = one.take_failures()
+    assert where == "channel page"
+    assert error.__name__ in repr(failure)
     one.close()
 
 
