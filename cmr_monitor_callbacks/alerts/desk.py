@@ -87,6 +87,7 @@ class AlertDesk:
             self._until = parse_expression(config.warmup.until, {"steps"})
         self._watches = Watches()
         self._manager = AlertManager(config)
+        self._stall = Severity.ERROR
         self._engine = AlertEngine(compile_rules(config, thresholds))
         self.delivery = Delivery({name: config.channels[name] for name in config.alert_channels})
         self.tells = True
@@ -255,7 +256,9 @@ class AlertDesk:
 
     def tell_of_stall(self, report: StallReport, now: float) -> None:
         """Send a notice of a run that stands still, or goes on; from the watchdog's thread."""
-        severity = Severity.CRITICAL if report.again else Severity.ERROR
+        if not report.resumed:
+            self._stall = Severity.CRITICAL if report.again else Severity.ERROR
+        severity = self._stall  # who heard of the worst hears that it is over
         labels = {
             "alert": "training_stalled",
             "component": "timing",
