@@ -640,7 +640,10 @@ class CMRPerformanceMonitor:
 
     def _act(self, kind: str, reason: str) -> None:
         if self.on_decision is not None:
-            self.on_decision(kind, reason)
+            with self.guard(
+                f"{kind}, for {reason}"
+            ):  # a full disk must not keep a run from stopping
+                self.on_decision(kind, reason)
 
     def _decide_alone(self) -> None:
         for kind, reason in self._votes.take().items():

@@ -47,9 +47,7 @@ def parse(model: type[M], value: Any, where: str) -> M:
     """
     if isinstance(value, model):
         return value
-    if value is None:
-        return model()
-    value = plain(value)
+    value = {} if value is None else plain(value)
     if not isinstance(value, Mapping):
         secret = any(_is_secret(model, (name,)) for name in model.model_fields)
         got = "something else (it is not shown: a secret)" if secret else repr(value)
