@@ -569,7 +569,8 @@ class CMRPerformanceMonitor:
         """Have a function told when a metric meets a condition, and when it does so no more.
 
         It is judged at the end of each window; the function runs on the training thread, on rank 0
-        alone. Escalation and the cooldown do not hold it back.
+        alone. Escalation and the cooldown do not hold it back. Any thread may call this, and
+        `acknowledge` and `silence`.
 
         Args:
             metric_name: any name of a metric.
@@ -617,7 +618,7 @@ class CMRPerformanceMonitor:
     def _edit(self, kind: str, **what: Any) -> None:
         """With several ranks rank 0's word counts, at the next window, on all of them."""
         self.alerts.ask(kind, **what)
-        if self._ranks.exchange is None:
+        if self._ranks.exchange is None and self.alerts.may_change:
             self._apply_edits(self.alerts.edits())
 
     def _apply_edits(self, text: str) -> None:

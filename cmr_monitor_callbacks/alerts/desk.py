@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ class AlertDesk:
         if config.warmup.until is not None:
             self._until = parse_expression(config.warmup.until, {"steps"})
         self._watches = Watches()
+        self._watched = 0
+        self._thread: int | None = None
         self._manager = AlertManager(config)
         self._stall = Severity.ERROR
         self._engine = AlertEngine(compile_rules(config, thresholds))
@@ -121,9 +124,11 @@ class AlertDesk:
             window: number of the window.
             muted: whether validation or the like came between, so that times are no data.
         """
+        self._thread = threading.get_ident()
         if not self._config.enable_alerts:
             self._set_report(assess((), snapshot, self.report), snapshot)
             return ()
+        self._adopt_watches()
         for where, failure in self.delivery.take_failures():
             self.note(where, failure)
         now = snapshot.time
@@ -304,7 +309,9 @@ class AlertDesk:
 
     def _take(self, config: AlertConfig) -> None:
         """Go on with the rules of another configuration; open alerts of rules that stay, stay."""
-        rules = (*compile_rules(config, self._thresholds), *self._watches.rules)
+        watched = tuple(self._watches.rules)
+        rules = (*compile_rules(config, self._thresholds), *watched)
+        self._watched = len(watched)
         self._config = config
         self._manager.take_config(config)
         self._engine.replace_rules(rules)
@@ -312,8 +319,20 @@ class AlertDesk:
     def watch(self, metric: str, condition: Any, callback: Callable[[Alert], Any]) -> str:
         """Add a rule from code; see `CMRPerformanceMonitor.set_alert`."""
         rule = self._watches.add(metric, condition, callback, [r.name for r in self.rules])
-        self._engine.replace_rules((*self.rules, rule))
+        if self.may_change:
+            self._adopt_watches()
         return rule.name
+
+    def _adopt_watches(self) -> None:
+        new = self._watches.rules[self._watched :]
+        if new:
+            self._watched += len(new)
+            self._engine.replace_rules((*self.rules, *new))
+
+    @property
+    def may_change(self) -> bool:
+        """Whether this is the thread that judges: what others ask for waits for the next window."""
+        return self._thread in (None, threading.get_ident())
 
     # -- checkpoints --------------------------------------------------------------------------
 

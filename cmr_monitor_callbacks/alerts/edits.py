@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Edits:
         self._path = None if config.rules_file is None else Path(config.rules_file)
         self._seen: tuple[int, int] | None = None
         self._away = 0
-        self._asked: list[dict[str, Any]] = []
+        self._asked: deque[dict[str, Any]] = deque()
         self.config = config
         """With the rules of the file."""
         if self._path is not None:
@@ -48,12 +49,12 @@ class Edits:
             self.config = self.with_rules(self._read())
 
     def ask(self, kind: str, **what: Any) -> None:
-        """Have something changed: ``acknowledge`` or ``silence``."""
+        """Have something changed: ``acknowledge`` or ``silence``; from any thread."""
         self._asked.append({"kind": kind, **what})
 
     def pending(self) -> str:
         """What is to be changed, as text; '' for nothing. Costs one look at the file's time."""
-        asked, self._asked = self._asked, []
+        asked = [self._asked.popleft() for _ in range(len(self._asked))]
         if self._path is not None:
             stamp = self._stamp()
             self._away = self._away + 1 if stamp is None else 0

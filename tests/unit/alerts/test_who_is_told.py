@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
 from torch import nn
 
-from cmr_monitor_callbacks import CMRMonitorCallback, CMRPerformanceMonitor, CMRProbe, Notice
+from cmr_monitor_callbacks import (
+    CMRMonitorCallback,
+    CMRPerformanceMonitor,
+    CMRProbe,
+    ConfigError,
+    Notice,
+)
 from cmr_monitor_callbacks.alerts import Alert, AlertManager
 from cmr_monitor_callbacks.alerts.overflow import Overflow
 from cmr_monitor_callbacks.clock import ManualClock
@@ -172,3 +179,45 @@ def test_what_rises_in_a_gap_has_its_last_value() -> None:
     assert "storage_efficiency is 0.4 (< 0.5)" in story.ear.heard[-1]
     [state] = story.monitor.health.firing
     assert state.value == 0.4
+
+
+def test_another_thread_may_change_rules_while_they_are_judged() -> None:
+    """As a channel's function does that calls back into the monitor."""
+    story = Story()
+    heard: list[Alert] = []
+
+    def change() -> None:
+        story.monitor.set_alert("storage_efficiency", "< 0.5", heard.append)
+        story.monitor.silence({"match": {"alert": "later"}})
+        story.monitor.acknowledge("refused")
+
+    def judged(value: float) -> bool:
+        if not threads:
+            threads.append(threading.Thread(target=change))
+            threads[0].start()
+            threads[0].join(10)
+        return False
+
+    threads: list[threading.Thread] = []
+    story.windows(0.9)  # from now on it is known which thread judges
+    story.monitor.set_alert("storage_efficiency", judged, heard.append)
+    assert story.windows(0.4) == ["WARNING refused"]
+    assert not threads[0].is_alive()
+    assert story.windows(0.4) == ["WARNING storage_efficiency:<"]
+    assert [alert.rule for alert in heard] == ["storage_efficiency:<"]
+    manager = story.monitor.state_dict()["alerts"]["manager"]
+    assert len(manager["silences"]) == 1
+    assert [key[0] for key in manager["acked"]] == ["refused"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "condition", "message"),
+    [
+        (["avg_latency"], "> 1", "metric_name must be a string, got ['avg_latency']"),
+        ("avg_latency", "> 1e400", "condition must be beside a finite number, got '> 1e400'"),
+    ],
+)
+def test_a_wrong_alert_from_code_is_named(metric: Any, condition: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        CMRPerformanceMonitor().set_alert(metric, condition, print)
+    assert message in str(caught.value)
