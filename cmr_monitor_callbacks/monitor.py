@@ -803,7 +803,7 @@ class CMRPerformanceMonitor:
             **{name: int(count) for name, count in self._own.totals(self._counts()).items()},
             "window_end": self._window_begin,
             "ledger": self._ledger.state(alone=self._ranks.alone),
-            "alerts": self.alerts.state(),
+            "alerts": self.alerts.state(self.clock.wall()),
             "shown": dict(zip(*self.shown(), strict=True)),
         }
 

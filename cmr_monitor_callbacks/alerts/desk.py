@@ -106,6 +106,7 @@ class AlertDesk:
         self._engine.clear()
         self._manager = AlertManager(self._config, self._manager.silences)
         self._last = -math.inf
+        self._saved: float | None = None
         self._warm = not (self._config.warmup.steps or self._until)
         self._told = 0
 
@@ -135,6 +136,9 @@ class AlertDesk:
         if 0 <= now - self._last < self._interval:  # less than 0: the clock was set back
             return ()
         self._last = now
+        if self._saved is not None:
+            self._engine.pass_over(now - self._saved)
+            self._saved = None
         transitions = self._engine.evaluate(
             snapshot,
             step=snapshot.step,
@@ -336,9 +340,10 @@ class AlertDesk:
 
     # -- checkpoints --------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """Plain data, for a checkpoint."""
+    def state(self, now: float) -> dict[str, Any]:
+        """Plain data, for a checkpoint that is made now, in seconds since the Unix epoch."""
         return {
+            "time": now,
             "engine": self._engine.state(),
             "manager": self._manager.state(),
             "warm": self._warm,
@@ -346,12 +351,14 @@ class AlertDesk:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`; alerts of rules that are gone are left out."""
+        """The inverse of `state`; alerts of rules that are gone have ended."""
         self.clear()
         if "engine" not in state:  # of a version whose alerts held less
             return
         self._engine.load(state["engine"])
         self._manager.load(state["manager"], (rule.name for rule in self.rules))
+        self._manager.keep({alert.key for alert in self._engine.open()})
+        self._saved = state.get("time")
         self._warm, self._told = state["warm"], state["told"]
 
 

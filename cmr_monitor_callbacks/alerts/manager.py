@@ -6,7 +6,7 @@ The terms are Alertmanager's. Time is passed in; the state is plain data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timezone
 from typing import Any
@@ -87,6 +87,7 @@ class AlertManager:
         self.silences: list[SilenceConfig] = [*silences]
         """Made from code."""
         self._episodes: dict[Key, _Episode] = {}
+        self._gone: list[tuple[Key, _Episode]] = []
         self._last_told: dict[Key, float] = {}
         self._groups: dict[Group, _Group] = {}
         self._acked: set[Key] = set()
@@ -147,6 +148,13 @@ class AlertManager:
         self._set_back(now)
         firing = [state for state in states if state.phase.fires]
         due: dict[Group, _Due] = {}
+        for key, episode in self._gone:
+            message = f"{key[1]} is not watched any more"
+            alert = episode.alert(step=step, time=now, resolved=True, message=message)
+            found = due.setdefault(self._group_of(alert.labels), _Due())
+            found.at_once = True
+            found.alerts.append((key, alert))
+        self._gone = []
         for transition in transitions:
             if transition.name == "resolved":
                 self._resolve(transition, due)
@@ -318,11 +326,10 @@ class AlertManager:
         }
 
     def load(self, state: Mapping[str, Any], rules: Iterable[str]) -> None:
-        """The inverse of `state`; alerts of rules that are gone are left out."""
+        """The inverse of `state`; alerts of rules that are gone have ended."""
         names = set(rules)
         for rule, metric, layer, rank, episode in state["episodes"]:
-            if rule in names:
-                self._episodes[rule, metric, layer, rank] = _Episode(**episode)
+            self._episodes[rule, metric, layer, rank] = _Episode(**episode)
         for rule, metric, layer, rank, time in state["last_told"]:
             self._last_told[rule, metric, layer, rank] = time
         self._acked = {(rule, metric, layer, rank) for rule, metric, layer, rank in state["acked"]}
@@ -332,6 +339,16 @@ class AlertManager:
         self.silences += [silence for silence in saved if silence not in self.silences]
         self._overflow.load(state["overflow"])
         self._now = state.get("now", -math.inf)
+        self.keep({key for key in self._episodes if key[0] in names})
+
+    def keep(self, keys: Collection[Key]) -> None:
+        """Go on with these alerts; that the others are no more is told where they were."""
+        gone = {key: episode for key, episode in self._episodes.items() if key not in keys}
+        for key, episode in gone.items():
+            del self._episodes[key]
+            self._acked.discard(key)
+            if episode.told and self._config.route.send_resolved:
+                self._gone.append((key, episode))
 
 
 def _rank(severity: str) -> int:

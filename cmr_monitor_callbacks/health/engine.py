@@ -125,6 +125,10 @@ class AlertEngine:
         keys = ((i, self._series.key(i)) for i in places)
         return {kept[key]: i for i, key in keys if key in kept}
 
+    def pass_over(self, seconds: float) -> None:
+        """The run did not go on for so long: a gap, in which nothing that is waited for passes."""
+        self._memory.set_clocks(max(0.0, seconds), ("since", "quiet", "gap"))
+
     def evaluate(
         self,
         numbers: Numbers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -83,9 +83,9 @@ class Memory:
         held: Mask = (bits >= m) & data
         return held
 
-    def set_clocks(self, seconds: float) -> None:
-        """The clock was set: so many seconds are added to what is remembered."""
-        for name in _CLOCKS:
+    def set_clocks(self, seconds: float, names: Iterable[str] = _CLOCKS) -> None:
+        """So many seconds are added to what is remembered of the clock."""
+        for name in names:
             getattr(self, name)[2] += seconds
 
     def take(self, other: Memory, places: Mapping[int, int]) -> None:

@@ -221,3 +221,52 @@ def test_a_wrong_alert_from_code_is_named(metric: Any, condition: str, message: 
     with pytest.raises(ConfigError) as caught:
         CMRPerformanceMonitor().set_alert(metric, condition, print)
     assert message in str(caught.value)
+
+
+def resumed(story: Story, later: float, **settings: Any) -> Story:
+    again = Story(**settings)
+    again.clock.now = story.clock.now + later
+    again.monitor.load_state_dict(json.loads(json.dumps(story.monitor.state_dict())))
+    return again
+
+
+@pytest.mark.parametrize(
+    ("more", "before", "after", "told"),
+    [
+        ({"for": "60s"}, [0.4, 0.4], [0.4, 0.4, 0.4], ["WARNING refused"]),
+        ({"keep_firing_for": "60s"}, [0.4, 0.9], [0.9, 0.9, 0.9, 0.9], ["RESOLVED refused"]),
+        (
+            {"no_data": {"mode": "alert", "for": "60s"}},
+            [0.9, None],
+            [None, None, None, None],
+            ["WARNING refused"],
+        ),
+    ],
+)
+def test_nothing_passes_while_a_run_does_not_run(
+    more: Any, before: Any, after: Any, told: list[str]
+) -> None:
+    """Windows of 20 s: two of them are not a minute, whatever lies between."""
+    rules = {"refused": RULE | more}
+    story = Story(rules=rules)
+    story.windows(*before)
+    again = resumed(story, 36000.0, rules=rules)
+    assert again.windows(after[0]) == []
+    assert again.windows(*after[1:]) == told
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"another": RULE | {"condition": ">", "thresholds": {"warning": 2}}},
+        {"refused": RULE | {"metric": "capture_efficiency"}},
+        {"refused": RULE | {"select": {"layer": None}, "thresholds": {"warning": 0.1}}},
+    ],
+    ids=["gone", "of another metric", "of the whole"],
+)
+def test_a_rule_that_is_gone_after_a_resume_has_ended(rules: Any) -> None:
+    story = Story()
+    assert story.windows(0.4) == ["WARNING refused"]
+    again = resumed(story, 60.0, rules=rules)
+    assert again.windows(0.4, 0.4) == ["RESOLVED refused"]
+    assert "is not watched any more" in again.ear.heard[0]
