@@ -85,7 +85,7 @@ class Delivery:
             whether it was.
         """
         end = time.monotonic() + timeout
-        lines = [line for line in self._lines if remote or not line.remote]
+        lines = [line for line in self._lines if remote or not line.may_be_slow]
         return all([line.wait(end - time.monotonic()) for line in lines])
 
     def close(self, timeout: float = FLUSH) -> None:
@@ -122,7 +122,7 @@ class _Line:
         self, channels: Mapping[str, tuple[Channel, ChannelConfig]], remote: RemoteConfig | None
     ) -> None:
         self._channels = channels
-        self.remote = remote is not None
+        self.may_be_slow = any(isinstance(made[1], _MAY_BE_SLOW) for made in channels.values())
         self._limit = _LOCAL_QUEUE if remote is None else remote.queue
         self._retries = 0 if remote is None else remote.retries
         self._backoff = 0.0 if remote is None else remote.backoff

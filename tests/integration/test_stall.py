@@ -178,6 +178,9 @@ def test_a_compile_is_no_stall(tmp_path: Path) -> None:
                 torch.compile(lambda x: x.sin() + 1, backend=slow_backend)(torch.ones(3))
             return super().training_step(*args, **kwargs)
 
+    torch.compile(lambda x: x + 1, backend="eager")(
+        torch.ones(1)
+    )  # imports the compiler: no compile
     settings = QUICK | {"after": 0.4, "start": 30.0, "compilation": 30.0}
     watchdog = StallWatchdogCallback(settings, notify=told.append)
     trainer(tmp_path, [watchdog], max_steps=4).fit(Compiles(), loader(4))

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 
 from cmr_monitor_callbacks import CMRMonitorCallback
 from cmr_monitor_callbacks.alerts import Delivery
@@ -196,6 +198,29 @@ def test_a_function_that_hangs_costs_its_own_thread_only(tmp_path: Path) -> None
     assert one.flush(10)
     assert one.counts["page"] == {"sent": 2, "lost": 0, "retried": 0}
     one.close()
+
+
+def test_a_function_that_hangs_has_five_seconds_at_the_end_of_a_fit(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def page(notice: Any) -> None:
+        release.wait(60)
+
+    rules = {"slow": {"metric": "step_time", "thresholds": {"critical": 0.0}}}
+    alerts = {"rules": rules, "alert_channels": ["page"], "channels": {"page": page}}
+    callback = CMRMonitorCallback(monitoring={"log_every_n_steps": 1}, alerts=alerts)
+    ends: list[float] = []
+
+    class Ends(pl.Callback):
+        def on_train_epoch_end(self, *args: Any) -> None:
+            ends.append(time.monotonic())
+
+    try:
+        trainer(tmp_path, [callback, Ends()], max_steps=3).fit(MemoryModule(), loader(3))
+        assert time.monotonic() - ends[0] < 9, "not once more for each hook of the end"
+    finally:
+        release.set()
+    assert callback.monitor.alerts.delivery.counts["page"]["lost"] == 1
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
