@@ -44,10 +44,15 @@ def layer_order(layer: LayerId) -> tuple[int, int, str]:
 def matches(pattern: str, text: object) -> bool:
     """Whether ``text`` meets a glob; ``|`` separates alternatives.
 
-    >>> matches("4|6|1*", 12), matches("4|6|1*", 5)
-    (True, False)
+    A text meets itself, whatever signs are in it.
+
+    >>> matches("4|6|1*", 12), matches("4|6|1*", 5), matches("blocks[0]", "blocks[0]")
+    (True, False, True)
     """
-    return any(fnmatchcase(str(text), part.strip()) for part in pattern.split("|"))
+    shown = str(text)
+    return shown == pattern or any(
+        shown == part.strip() or fnmatchcase(shown, part.strip()) for part in pattern.split("|")
+    )
 
 
 class Layout:

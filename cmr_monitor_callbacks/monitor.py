@@ -678,7 +678,8 @@ class CMRPerformanceMonitor:
         """Have a function told when a metric meets a condition, and when it does so no more.
 
         It is judged at the end of each window; the function runs on the training thread, on rank 0
-        alone. Escalation and the cooldown do not hold it back.
+        alone. Escalation and the cooldown do not hold it back. Any thread may call this, and
+        `acknowledge` and `silence`.
 
         Args:
             metric_name: any name of a metric.
@@ -726,7 +727,7 @@ class CMRPerformanceMonitor:
     def _edit(self, kind: str, **what: Any) -> None:
         """With several ranks rank 0's word counts, at the next window, on all of them."""
         self.alerts.ask(kind, **what)
-        if self._ranks.exchange is None:
+        if self._ranks.exchange is None and self.alerts.may_change:
             self._apply_edits(self.alerts.edits())
 
     def _apply_edits(self, text: str) -> None:
@@ -749,7 +750,10 @@ class CMRPerformanceMonitor:
 
     def _act(self, kind: str, reason: str) -> None:
         if self.on_decision is not None:
-            self.on_decision(kind, reason)
+            with self.guard(
+                f"{kind}, for {reason}"
+            ):  # a full disk must not keep a run from stopping
+                self.on_decision(kind, reason)
 
     def _decide_alone(self) -> None:
         for kind, reason in self._votes.take().items():
@@ -914,7 +918,7 @@ class CMRPerformanceMonitor:
             **{name: int(count) for name, count in self._own.totals(self._counts()).items()},
             "window_end": self._window_begin,
             "ledger": self._ledger.state(alone=self._ranks.alone),
-            "alerts": self.alerts.state(),
+            "alerts": self.alerts.state(self.clock.wall()),
             "shown": dict(zip(*self.shown(), strict=True)),
         }
 

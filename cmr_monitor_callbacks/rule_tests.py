@@ -87,6 +87,20 @@ class SeriesTest(Settings):
     alert_rule_test: tuple[AlertTest, ...]
     """What should come of them."""
 
+    @model_validator(mode="after")
+    def _one_value_each(self) -> SeriesTest:
+        seen: set[Place] = set()
+        for i, one in enumerate(self.input_series):
+            place = place_of(one.series)
+            if place in seen:
+                raise ValueError(f"input_series.{i}: {one.series} is given twice")
+            if place[2] is not None and place[2] >= self.ranks:
+                raise ValueError(
+                    f"input_series.{i}: rank must be less than ranks ({self.ranks}), got {place[2]}"
+                )
+            seen.add(place)
+        return self
+
 
 class RuleTestFile(Settings):
     """A file of tests."""
@@ -189,7 +203,8 @@ def place_of(text: str) -> Place:
 def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: no UTF-8, or a date or a number that is none
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
@@ -199,8 +214,8 @@ def _rules_of(file: RuleTestFile, path: Path) -> AlertConfig:
         rules.update(load_preset(file.preset)["alerts"]["rules"])
     for name in file.rule_files:
         found = _read(path.parent / name)
-        found = found.get("alerts", found) if isinstance(found, dict) else {}
-        if not isinstance(found.get("rules"), dict):
+        found = found.get("alerts", found) if isinstance(found, dict) else None
+        if not isinstance(found, dict) or not isinstance(found.get("rules"), dict):
             raise ConfigError(f"{path.parent / name} has no mapping 'rules'")
         rules.update(found["rules"])
     return parse(AlertConfig, {"rules": rules}, str(path))

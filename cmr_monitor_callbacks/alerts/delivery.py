@@ -16,11 +16,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 from cmr_monitor_callbacks.alerts.channels import Channel, Retry, Surroundings, make_channel
 from cmr_monitor_callbacks.alerts.notice import Notice
-from cmr_monitor_callbacks.config.channels import ChannelConfig, RemoteConfig
+from cmr_monitor_callbacks.config.channels import CallbackConfig, ChannelConfig, RemoteConfig
 from cmr_monitor_callbacks.health import Severity
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ FLUSH: Final = 5.0
 """Seconds in all that pending notices have at the end of a run."""
 _LONGEST_WAIT: Final = 60.0
 _LOCAL_QUEUE: Final = 1024
+_MAY_BE_SLOW: Final = (RemoteConfig, CallbackConfig)
+"""Settings of channels that have a thread of their own."""
 
 
 class Delivery:
@@ -48,11 +52,12 @@ class Delivery:
         made = {
             name: (make_channel(config, self.around), config) for name, config in channels.items()
         }
-        local = {n: (c, s) for n, (c, s) in made.items() if not isinstance(s, RemoteConfig)}
+        local = {n: (c, s) for n, (c, s) in made.items() if not isinstance(s, _MAY_BE_SLOW)}
         self._lines = [_Line(local, None)] if local else []
         for name, (channel, config) in made.items():
-            if isinstance(config, RemoteConfig):
-                self._lines.append(_Line({name: (channel, config)}, config))
+            if isinstance(config, _MAY_BE_SLOW):
+                remote = config if isinstance(config, RemoteConfig) else None
+                self._lines.append(_Line({name: (channel, config)}, remote))
         _ALL.add(self)
 
     def submit(self, notice: Notice) -> None:
@@ -80,7 +85,7 @@ class Delivery:
             whether it was.
         """
         end = time.monotonic() + timeout
-        lines = [line for line in self._lines if remote or not line.remote]
+        lines = [line for line in self._lines if remote or not line.may_be_slow]
         return all([line.wait(end - time.monotonic()) for line in lines])
 
     def close(self, timeout: float = FLUSH) -> None:
@@ -117,7 +122,7 @@ class _Line:
         self, channels: Mapping[str, tuple[Channel, ChannelConfig]], remote: RemoteConfig | None
     ) -> None:
         self._channels = channels
-        self.remote = remote is not None
+        self.may_be_slow = any(isinstance(made[1], _MAY_BE_SLOW) for made in channels.values())
         self._limit = _LOCAL_QUEUE if remote is None else remote.queue
         self._retries = 0 if remote is None else remote.retries
         self._backoff = 0.0 if remote is None else remote.backoff
@@ -149,7 +154,8 @@ class _Line:
             self._queue.clear()
             self._begin_anew()
         if len(self._queue) >= self._limit:
-            self._lose(self._queue.popleft(), "too many wait")
+            with suppress(IndexError):  # the thread took it meanwhile
+                self._lose(self._queue.popleft(), "too many wait")
         self._queue.append(notice)
         self._idle.clear()
         self._wake.set()
@@ -203,7 +209,7 @@ class _Line:
 
     def _lose(self, notice: Notice, why: str) -> None:
         for name, (_, config) in self._channels.items():
-            if _concerns(notice, config):
+            if _concerning(notice, config) is not None:
                 self.counts[name]["lost"] += 1
                 self._failures.append((f"channel {name}", RuntimeError(f"a notice is lost: {why}")))
 
@@ -218,8 +224,9 @@ class _Line:
                 except IndexError:  # the training thread took it away: too many waited
                     break
                 for name, (channel, config) in self._channels.items():
-                    if _concerns(notice, config):
-                        self._deliver(name, channel, notice, hurry)
+                    part = _concerning(notice, config)
+                    if part is not None:
+                        self._deliver(name, channel, part, hurry)
             idle.set()
             if queue:  # put meanwhile
                 idle.clear()
@@ -240,6 +247,10 @@ class _Line:
                 pause = min(_LONGEST_WAIT, self._backoff * 2**attempt)
                 pause = min(_LONGEST_WAIT, error.after or pause * random.uniform(0.8, 1.2))
                 hurry.wait(pause)  # at the end of a run the next try comes at once
+            except (SystemExit, KeyboardInterrupt) as error:  # a function's own: the thread goes on
+                counts["lost"] += 1
+                self._note(name, RuntimeError(f"it raised {type(error).__name__}"))
+                return
             except Exception as error:
                 counts["lost"] += 1
                 self._note(name, error)
@@ -254,5 +265,10 @@ class _Line:
         self._failures.append((f"channel {name}", error))
 
 
-def _concerns(notice: Notice, config: ChannelConfig) -> bool:
-    return notice.severity.rank >= Severity(config.min_severity).rank
+def _concerning(notice: Notice, config: ChannelConfig) -> Notice | None:
+    """What a channel is told of a notice: its alerts that are severe enough; a summary whole."""
+    least = Severity(config.min_severity).rank
+    alerts = tuple(alert for alert in notice.alerts if alert.severity.rank >= least)
+    if notice.summary or len(alerts) == len(notice.alerts):
+        return notice if alerts or notice.severity.rank >= least else None
+    return replace(notice, alerts=alerts, severity=alerts[0].severity) if alerts else None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cmr_monitor_callbacks.alerts.delivery import Delivery
@@ -76,15 +78,19 @@ class AlertDesk:
     def __init__(
         self, config: AlertConfig, thresholds: AlertThresholds, interval: float, keep: int
     ) -> None:
-        self._edits = Edits(config)
-        self._config = config = self._edits.config
         self._thresholds = thresholds
+        self._edits = Edits(config, partial(compile_rules, thresholds=thresholds))
+        self._config = config = self._edits.config
         self._interval = interval
         self._keep = keep
         self._until: Expression = ()
         if config.warmup.until is not None:
             self._until = parse_expression(config.warmup.until, {"steps"})
         self._watches = Watches()
+        self._watched = 0
+        self._thread: int | None = None
+        self._manager = AlertManager(config)
+        self._stall = Severity.ERROR
         self._engine = AlertEngine(compile_rules(config, thresholds))
         self.delivery = Delivery({name: config.channels[name] for name in config.alert_channels})
         self.tells = True
@@ -99,8 +105,9 @@ class AlertDesk:
         self.changes: deque[HealthChange] = deque(maxlen=self._keep)
         self._fresh: list[HealthChange] = []
         self._engine.clear()
-        self._manager = AlertManager(self._config)
+        self._manager = AlertManager(self._config, self._manager.silences)
         self._last = -math.inf
+        self._saved: float | None = None
         self._warm = not (self._config.warmup.steps or self._until)
         self._told = 0
 
@@ -119,15 +126,20 @@ class AlertDesk:
             window: number of the window.
             muted: whether validation or the like came between, so that times are no data.
         """
+        self._thread = threading.get_ident()
         if not self._config.enable_alerts:
             self._set_report(assess((), snapshot, self.report), snapshot)
             return ()
+        self._adopt_watches()
         for where, failure in self.delivery.take_failures():
             self.note(where, failure)
         now = snapshot.time
-        if now - self._last < self._interval:
+        if 0 <= now - self._last < self._interval:  # less than 0: the clock was set back
             return ()
         self._last = now
+        if self._saved is not None:
+            self._engine.pass_over(now - self._saved)
+            self._saved = None
         transitions = self._engine.evaluate(
             snapshot,
             step=snapshot.step,
@@ -260,7 +272,9 @@ class AlertDesk:
 
     def tell_of_stall(self, report: StallReport, now: float) -> None:
         """Send a notice of a run that stands still, or goes on; from the watchdog's thread."""
-        severity = Severity.CRITICAL if report.again else Severity.ERROR
+        if not report.resumed:
+            self._stall = Severity.CRITICAL if report.again else Severity.ERROR
+        severity = self._stall  # who heard of the worst hears that it is over
         labels = {
             "alert": "training_stalled",
             "component": "timing",
@@ -306,7 +320,9 @@ class AlertDesk:
 
     def _take(self, config: AlertConfig) -> None:
         """Go on with the rules of another configuration; open alerts of rules that stay, stay."""
-        rules = (*compile_rules(config, self._thresholds), *self._watches.rules)
+        watched = tuple(self._watches.rules)
+        rules = (*compile_rules(config, self._thresholds), *watched)
+        self._watched = len(watched)
         self._config = config
         self._manager.take_config(config)
         self._engine.replace_rules(rules)
@@ -314,14 +330,27 @@ class AlertDesk:
     def watch(self, metric: str, condition: Any, callback: Callable[[Alert], Any]) -> str:
         """Add a rule from code; see `CMRPerformanceMonitor.set_alert`."""
         rule = self._watches.add(metric, condition, callback, [r.name for r in self.rules])
-        self._engine.replace_rules((*self.rules, rule))
+        if self.may_change:
+            self._adopt_watches()
         return rule.name
+
+    def _adopt_watches(self) -> None:
+        new = self._watches.rules[self._watched :]
+        if new:
+            self._watched += len(new)
+            self._engine.replace_rules((*self.rules, *new))
+
+    @property
+    def may_change(self) -> bool:
+        """Whether this is the thread that judges: what others ask for waits for the next window."""
+        return self._thread in (None, threading.get_ident())
 
     # -- checkpoints --------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """Plain data, for a checkpoint."""
+    def state(self, now: float) -> dict[str, Any]:
+        """Plain data, for a checkpoint that is made now, in seconds since the Unix epoch."""
         return {
+            "time": now,
             "engine": self._engine.state(),
             "manager": self._manager.state(),
             "warm": self._warm,
@@ -329,12 +358,14 @@ class AlertDesk:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`; alerts of rules that are gone are left out."""
+        """The inverse of `state`; alerts of rules that are gone have ended."""
         self.clear()
         if "engine" not in state:  # of a version whose alerts held less
             return
         self._engine.load(state["engine"])
         self._manager.load(state["manager"], (rule.name for rule in self.rules))
+        self._manager.keep({alert.key for alert in self._engine.open()})
+        self._saved = state.get("time")
         self._warm, self._told = state["warm"], state["told"]
 
 

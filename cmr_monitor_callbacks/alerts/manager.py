@@ -6,7 +6,7 @@ The terms are Alertmanager's. Time is passed in; the state is plain data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timezone
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from cmr_monitor_callbacks.alerts.notice import Alert, Notice
 from cmr_monitor_callbacks.alerts.overflow import Overflow
 from cmr_monitor_callbacks.config import AlertConfig, EscalationConfig, SilenceConfig, parse
-from cmr_monitor_callbacks.health import AlertRule, AlertState, Key, Severity, Transition
+from cmr_monitor_callbacks.health import AlertRule, AlertState, Key, Phase, Severity, Transition
 from cmr_monitor_callbacks.layers import matches
 
 Group = tuple[str, ...]
@@ -35,9 +35,11 @@ class _Episode:
     runbook: str
     told: str = ""
     """Severity that people were told last; '' before."""
+    worst: str = ""
+    """The worst that they were told: who heard of that one hears that it ended."""
 
     def alert(self, *, step: int, time: float, resolved: bool, message: str = "") -> Alert:
-        severity = self.told if resolved else self.severity
+        severity = (self.worst or self.told) if resolved else self.severity
         return Alert(
             self.rule,
             {**self.labels, "severity": severity},
@@ -75,13 +77,17 @@ class AlertManager:
 
     Args:
         config: delays, cooldown, silences, inhibition, grouping, the most notices.
+        silences: more of them, made from code.
     """
 
-    def __init__(self, config: AlertConfig) -> None:
+    def __init__(self, config: AlertConfig, silences: Iterable[SilenceConfig] = ()) -> None:
         self._config = config
         self._escalation = {str(name): rule for name, rule in config.escalation_rules.items()}
-        self._silences: list[SilenceConfig] = []
+        self._now = -math.inf
+        self.silences: list[SilenceConfig] = [*silences]
+        """Made from code."""
         self._episodes: dict[Key, _Episode] = {}
+        self._gone: list[tuple[Key, _Episode]] = []
         self._last_told: dict[Key, float] = {}
         self._groups: dict[Group, _Group] = {}
         self._acked: set[Key] = set()
@@ -117,7 +123,7 @@ class AlertManager:
 
     def silence(self, silence: SilenceConfig) -> None:
         """From now on alerts are known."""
-        self._silences.append(silence)
+        self.silences.append(silence)
 
     def update(
         self,
@@ -139,8 +145,16 @@ class AlertManager:
             now: seconds since the Unix epoch.
             last: whether nothing follows: what only waited for others is sent.
         """
+        self._set_back(now)
         firing = [state for state in states if state.phase.fires]
         due: dict[Group, _Due] = {}
+        for key, episode in self._gone:
+            message = f"{key[1]} is not watched any more"
+            alert = episode.alert(step=step, time=now, resolved=True, message=message)
+            found = due.setdefault(self._group_of(alert.labels), _Due())
+            found.at_once = True
+            found.alerts.append((key, alert))
+        self._gone = []
         for transition in transitions:
             if transition.name == "resolved":
                 self._resolve(transition, due)
@@ -154,9 +168,25 @@ class AlertManager:
         notices = [
             notice for group in ready for notice in self._notices(group, due[group], step, now)
         ]
-        open_ = {self._group_of(episode.labels) for episode in self._episodes.values()}
+        open_ = {
+            self._group_of({**episode.labels, "severity": episode.severity})
+            for episode in self._episodes.values()
+        }
         self._groups = {g: known for g, known in self._groups.items() if g in open_ or g in due}
         return self._overflow.bounded(notices, step=step, now=now, last=last)
+
+    def _set_back(self, now: float) -> None:
+        """A clock that is set back must not keep people waiting for as long."""
+        back, self._now = now - self._now, now
+        if back >= 0:
+            return
+        for episode in self._episodes.values():
+            episode.fired += back
+        for group in self._groups.values():
+            group.waiting += back
+            group.last += back
+        self._last_told = {key: time + back for key, time in self._last_told.items()}
+        self._overflow.set_back(back)
 
     # -- one alert ----------------------------------------------------------------------------
 
@@ -182,7 +212,7 @@ class AlertManager:
                 state.fired_time,
                 rule.runbook if rule else "",
             )
-        elif known.severity != severity:
+        elif known.severity != severity or state.phase is not Phase.RECOVERING:
             known.severity, known.message = severity, state.message
             known.value, known.threshold = state.value, state.threshold
 
@@ -193,11 +223,11 @@ class AlertManager:
         self._acked.discard(key)
         if episode is None or not episode.told or not self._config.route.send_resolved:
             return
-        found = due.setdefault(self._group_of(episode.labels), _Due())
-        found.at_once = True
         alert = episode.alert(
             step=transition.step, time=transition.time, resolved=True, message=transition.message
         )
+        found = due.setdefault(self._group_of(alert.labels), _Due())
+        found.at_once = True
         found.alerts.append((key, alert))
 
     def _put_due(self, state: AlertState, due: dict[Group, _Due], step: int, now: float) -> None:
@@ -214,14 +244,14 @@ class AlertManager:
         fresh_and_urgent = escalation.immediate and not episode.told
         if not (rose or fresh_and_urgent) and since < self._config.alert_cooldown:
             return
-        found = due.setdefault(self._group_of(episode.labels), _Due())
-        found.at_once |= rose or escalation.immediate
         alert = episode.alert(step=step, time=episode.fired, resolved=False)
+        found = due.setdefault(self._group_of(alert.labels), _Due())
+        found.at_once |= rose or escalation.immediate
         found.alerts.append((key, alert))
 
     def _quiet(self, step: int, now: float) -> set[Key]:
         """Alerts that are silenced, or inhibited by another that fires."""
-        silences = (*self._config.silences, *self._silences)
+        silences = (*self._config.silences, *self.silences)
         quiet = {
             key
             for key, episode in self._episodes.items()
@@ -232,15 +262,15 @@ class AlertManager:
             for key, episode in self._episodes.items()
         }
         for rule in self._config.inhibit:
-            sources = [key for key, own in labels.items() if _meets(rule.source, own)]
+            sources = {key for key, own in labels.items() if _meets(rule.source, own)}
+            targets = {key for key, own in labels.items() if _meets(rule.target, own)}
+            # two that are both would keep each other quiet, and nobody heard of either
             quiet.update(
                 key
-                for key, own in labels.items()
-                if _meets(rule.target, own)
-                and any(
-                    source != key
-                    and all(labels[source].get(n, "") == own.get(n, "") for n in rule.equal)
-                    for source in sources
+                for key in targets
+                if any(
+                    all(labels[source].get(n, "") == labels[key].get(n, "") for n in rule.equal)
+                    for source in (sources - targets if key in sources else sources)
                 )
             )
         return quiet
@@ -266,7 +296,10 @@ class AlertManager:
         known.last, known.waiting = now, math.nan
         for key, alert in due.alerts:
             if not alert.resolved:
-                self._episodes[key].told = alert.severity.value
+                episode = self._episodes[key]
+                episode.told = alert.severity.value
+                if not episode.worst or _rank(episode.worst) < alert.severity.rank:
+                    episode.worst = episode.told
                 self._last_told[key] = now
         names = dict(zip(self._config.route.group_by, group, strict=True))
         notices = []
@@ -287,23 +320,35 @@ class AlertManager:
             "last_told": [[*key, time] for key, time in self._last_told.items()],
             "groups": [[list(g), x.waiting, x.last] for g, x in self._groups.items()],
             "acked": [list(key) for key in self._acked],
-            "silences": [silence.model_dump(mode="json") for silence in self._silences],
+            "silences": [silence.model_dump(mode="json") for silence in self.silences],
             "overflow": self._overflow.state(),
+            "now": self._now,
         }
 
     def load(self, state: Mapping[str, Any], rules: Iterable[str]) -> None:
-        """The inverse of `state`; alerts of rules that are gone are left out."""
+        """The inverse of `state`; alerts of rules that are gone have ended."""
         names = set(rules)
         for rule, metric, layer, rank, episode in state["episodes"]:
-            if rule in names:
-                self._episodes[rule, metric, layer, rank] = _Episode(**episode)
+            self._episodes[rule, metric, layer, rank] = _Episode(**episode)
         for rule, metric, layer, rank, time in state["last_told"]:
             self._last_told[rule, metric, layer, rank] = time
         self._acked = {(rule, metric, layer, rank) for rule, metric, layer, rank in state["acked"]}
         for group, waiting, last in state["groups"]:
             self._groups[tuple(group)] = _Group(waiting, last)
-        self._silences = [parse(SilenceConfig, item, "silence") for item in state["silences"]]
+        saved = [parse(SilenceConfig, item, "silence") for item in state["silences"]]
+        self.silences += [silence for silence in saved if silence not in self.silences]
         self._overflow.load(state["overflow"])
+        self._now = state.get("now", -math.inf)
+        self.keep({key for key in self._episodes if key[0] in names})
+
+    def keep(self, keys: Collection[Key]) -> None:
+        """Go on with these alerts; that the others are no more is told where they were."""
+        gone = {key: episode for key, episode in self._episodes.items() if key not in keys}
+        for key, episode in gone.items():
+            del self._episodes[key]
+            self._acked.discard(key)
+            if episode.told and self._config.route.send_resolved:
+                self._gone.append((key, episode))
 
 
 def _rank(severity: str) -> int:

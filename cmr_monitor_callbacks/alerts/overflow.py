@@ -49,10 +49,14 @@ class Overflow:
             for notice in rest[len(fit) :]:
                 self._held.extend(notice.alerts)
             sent = urgent + fit
-            if room > 0 or last:
+            if self._held and (room > 0 or last):
                 sent.append(self._summary(step, now))
         self._sent.extend([now] * len(sent))
         return sent
+
+    def set_back(self, seconds: float) -> None:
+        """The clock was set: so many seconds are added to what is remembered."""
+        self._sent = [time + seconds for time in self._sent]
 
     def _summary(self, step: int, now: float) -> Notice:
         alerts, self._held = self._held, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,6 +34,8 @@ class Watches:
         Raises:
             ConfigError: there is no such metric, or a part is of the wrong kind.
         """
+        if not isinstance(metric, str):
+            raise ConfigError(f"metric_name must be a string, got {metric!r}")
         try:
             name = canonical(metric)
         except KeyError as error:
@@ -55,6 +58,8 @@ class Watches:
                 name, limit = parse_comparison(condition)
             except ValueError as error:
                 raise ConfigError(f"condition {error}") from None
+            if not math.isfinite(limit):
+                raise ConfigError(f"condition must be beside a finite number, got {condition!r}")
             return AlertRule("", (metric,), name, (Threshold(Severity.WARNING, limit, limit),))
         if callable(condition):
             return AlertRule(

@@ -280,7 +280,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
 
     def _tell_of_stall(self, report: StallReport) -> None:
         """Every rank tells of itself, for rank 0 may be the one that is stuck."""
-        self.monitor.alerts.tell_of_stall(report, time.time())
+        alerts = self.monitor.alerts
+        alerts.tell_of_stall(report, time.time())
+        if self.monitor.alert_config.stall.action == "exit" and not report.resumed:
+            alerts.delivery.flush()  # nobody delivers anything once the process has ended
 
     @_guarded
     def _leave(self) -> None:

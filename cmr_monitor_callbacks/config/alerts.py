@@ -53,8 +53,10 @@ class WarmupConfig(Settings):
     @field_validator("until")
     @classmethod
     def _readable(cls, text: str | None) -> str | None:
-        if text is not None:
-            parse_expression(text, {"steps"})
+        for part in parse_expression(text, {"steps"}) if text is not None else ():
+            for name in (one.name for one in part):
+                if name.startswith("whole."):
+                    raise ValueError(f"{name}: numbers are of the whole here; leave 'whole.' out")
         return text
 
 

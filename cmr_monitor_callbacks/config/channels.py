@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal
 from urllib.parse import urlsplit
@@ -12,6 +13,10 @@ from cmr_monitor_callbacks.config.loading import Settings, parse
 from cmr_monitor_callbacks.config.rules import Severity
 from cmr_monitor_callbacks.config.spans import Duration, PositiveDuration
 from cmr_monitor_callbacks.errors import nearest
+
+_NO_ADDRESS: Final = re.compile(r"[^\x21-\x7e]")
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER: Final = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 
 
 class ChannelConfig(Settings):
@@ -81,15 +86,26 @@ class WebhookConfig(RemoteConfig):
     @field_validator("url")
     @classmethod
     def _an_address(cls, url: SecretStr) -> SecretStr:
+        text = url.get_secret_value().strip()
         try:
-            parts = urlsplit(url.get_secret_value())
+            parts = urlsplit(text)
             fine = parts.scheme in ("http", "https") and bool(parts.hostname)
             fine = fine and (parts.port is None or parts.port > 0)
         except ValueError:
             fine = False
-        if not fine:
+        if not fine or _NO_ADDRESS.search(text):
             raise ValueError("must be an http:// or https:// address")
-        return url
+        return SecretStr(text)
+
+    @field_validator("headers")
+    @classmethod
+    def _sendable(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        """A secret that was read from a file often ends with a line's end."""
+        found = {name: value.get_secret_value().strip() for name, value in headers.items()}
+        for name, text in found.items():
+            if not _HEADER_NAME.fullmatch(name) or not _HEADER.fullmatch(text):
+                raise ValueError("must be names and values of HTTP headers, each in one line")
+        return {name: SecretStr(text) for name, text in found.items()}
 
 
 class AppriseConfig(RemoteConfig):
@@ -143,7 +159,7 @@ def _parse_channel(name: str, settings: Any) -> ChannelConfig:
         return CallbackConfig(function=settings)
     settings = {} if settings is None else settings
     kind = settings.get("type") or name if isinstance(settings, Mapping) else name
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"{name}: no channel is of type {kind!r}; {nearest(kind, _KINDS)}")
     return parse(_KINDS[kind], settings, name)
 
@@ -156,7 +172,8 @@ def check_names(names: Sequence[str], channels: Mapping[str, ChannelConfig]) -> 
     """
     for name in names:
         if name not in channels:
-            raise ValueError(f"no channel is named {name!r}; {nearest(name, channels)}")
+            shown = "by an address (it is not shown: a secret)" if "://" in name else repr(name)
+            raise ValueError(f"no channel is named {shown}; {nearest(name, channels)}")
 
 
 __all__ = [

@@ -58,11 +58,11 @@ def parse(model: type[M], value: Any, where: str) -> M:
     """
     if isinstance(value, model):
         return value
-    if value is None:
-        return model()
-    value = plain(value)
+    value = {} if value is None else plain(value)
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} must be a {model.__name__} or a mapping, got {value!r}")
+        secret = any(_is_secret(model, (name,)) for name in model.model_fields)
+        got = "something else (it is not shown: a secret)" if secret else repr(value)
+        raise ConfigError(f"{where} must be a {model.__name__} or a mapping, got {got}")
     try:
         return model.model_validate(dict(value))
     except ValidationError as error:

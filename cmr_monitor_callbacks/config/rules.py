@@ -215,7 +215,7 @@ class RuleConfig(Settings):
         filled: dict[str, Any] = dict.fromkeys(_FILLED, "")
         try:
             text.format(**{**filled, "value": 0.5, "threshold": 0.5, "step": 0})
-        except (KeyError, ValueError, IndexError, AttributeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
             allowed = " ".join(f"{{{name}}}" for name in _FILLED)
             raise ValueError(f"cannot be filled in ({error!r}); allowed: {allowed}") from None
         return text

@@ -125,6 +125,10 @@ class AlertEngine:
         keys = ((i, self._series.key(i)) for i in places)
         return {kept[key]: i for i, key in keys if key in kept}
 
+    def pass_over(self, seconds: float) -> None:
+        """The run did not go on for so long: a gap, in which nothing that is waited for passes."""
+        self._memory.set_clocks(max(0.0, seconds), ("since", "quiet", "gap"))
+
     def evaluate(
         self,
         numbers: Numbers,
@@ -153,6 +157,9 @@ class AlertEngine:
             self._carry_over(layout, self.open())
         self.errors = []
         at = np.array([[step], [window], [now]], dtype=np.float64)
+        if now < self._at[2, 0]:  # the clock was set back: what is remembered is as long ago
+            self._memory.set_clocks(now - float(self._at[2, 0]))
+            self._at[2] = now
         limits, memory = self._limits, self._memory
         raw = self._series.values(numbers)
         held = (limits.mutable & muted) | (limits.waits & warming_up)
@@ -195,6 +202,7 @@ class AlertEngine:
         holds = np.where(memory.phase >= FIRING, memory.severity, 0)
         met = limits.met(values, memory.before, holds)
         data = ~np.isnan(values)
+        memory.value[data] = values[data]
         data[limits.absent] = True
         if held.any():
             met[:, held] = False
@@ -354,6 +362,8 @@ class AlertEngine:
         met = SEVERITY[memory.level[i]]
         limit = rule.threshold(met).fire
         value = float(self._values[i])
+        if phase in (Phase.PENDING, Phase.FIRING) and math.isnan(value):
+            value = float(memory.value[i])  # a gap: it stands as it stood
         state = AlertState(
             rule=rule.name,
             metric=metric,

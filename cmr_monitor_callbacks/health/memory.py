@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +14,7 @@ Mask = NDArray[np.bool_]
 Places = NDArray[np.intp]
 _CLOCKS: Final = ("since", "quiet", "gap", "fired")
 _LEVELS: Final = ("phase", "severity", "floor", "level")
-_NUMBERS: Final = ("best", "ewma", "before", "learned")
+_NUMBERS: Final = ("best", "ewma", "before", "learned", "value")
 
 
 class Memory:
@@ -33,7 +33,8 @@ class Memory:
         best: the best value so far.
         ewma: the average so far.
         learned: values in it.
-        before: the last value.
+        before: the last value, for ``frozen``.
+        value: the last value that was judged.
     """
 
     def __init__(self, size: int) -> None:
@@ -50,6 +51,7 @@ class Memory:
         self.ewma = np.full(size, math.nan)
         self.learned = np.zeros(size)
         self.before = np.full(size, math.nan)
+        self.value = np.full(size, math.nan)
 
     def __len__(self) -> int:
         return len(self.phase)
@@ -81,6 +83,11 @@ class Memory:
         held: Mask = (bits >= m) & data
         return held
 
+    def set_clocks(self, seconds: float, names: Iterable[str] = _CLOCKS) -> None:
+        """So many seconds are added to what is remembered of the clock."""
+        for name in names:
+            getattr(self, name)[2] += seconds
+
     def take(self, other: Memory, places: Mapping[int, int]) -> None:
         """Take over instances of another memory: from where to where."""
         here, there = list(places.values()), list(places)
@@ -101,7 +108,7 @@ class Memory:
     def put(self, i: int, data: Mapping[str, Any]) -> None:
         """The inverse of `of`."""
         for name in (*_LEVELS, *_NUMBERS):
-            getattr(self, name)[i] = data[name]
+            getattr(self, name)[i] = data.get(name, math.nan)  # one that an older state has not
         for name in _CLOCKS:
             getattr(self, name)[:, i] = data[name]
         self.history[:, i] = [int(bits) for bits in data["history"]]

@@ -113,7 +113,8 @@ class AlertRule:
         if self.summary:
             try:
                 return self.summary.format(**values)
-            except (ValueError, TypeError):  # a format for numbers, given a pair
+            except (LookupError, ValueError, TypeError, AttributeError):
+                # a format for numbers, given a pair
                 pass
         where = [f"{name} {values[name]}" for name in ("layer", "rank") if values[name] != ""]
         prefix = f"{', '.join(where)}: " if where else ""

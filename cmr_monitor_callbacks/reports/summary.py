@@ -78,7 +78,7 @@ def _layers(snapshot: Snapshot) -> RenderableType:
         cells = [_shown(name, snapshot.value(name, layer, over=over)) for _, name, over in _COLUMNS]
         if layer is None:
             table.add_section()
-        table.add_row("all" if layer is None else str(layer), *cells)
+        table.add_row(Text("all" if layer is None else str(layer)), *cells)
     return table
 
 
@@ -94,7 +94,10 @@ def _alerts(transitions: Sequence[Transition]) -> RenderableType:
         what = transition.name if severity is None else f"{transition.name} ({severity.value})"
         style = _STYLES.get(transition.name, "yellow")
         table.add_row(
-            str(transition.step), transition.state.rule, Text(what, style=style), transition.message
+            str(transition.step),
+            Text(transition.state.rule),  # brackets in a name are no markup
+            Text(what, style=style),
+            Text(transition.message),
         )
     return table
 

@@ -93,7 +93,8 @@ class StallWatchdog:
         steps: seconds of the last steps; whoever trains appends to it.
 
     >>> told = []
-    >>> watchdog = StallWatchdog(StallConfig(), lambda: Stand("data", 0.0, 7), told.append)
+    >>> config = StallConfig(dump_stacks=False)
+    >>> watchdog = StallWatchdog(config, lambda: Stand("data", 0.0, 7), told.append)
     >>> watchdog.steps.extend([0.1, 0.1])
     >>> watchdog.look(59.0), watchdog.look(61.0)
     (None, None)
@@ -121,6 +122,7 @@ class StallWatchdog:
         self._stalled: Stand | None = None
         self._again_at = 0.0
         self._compiled_at = -math.inf
+        self._owed: StallReport | None = None
         self._dumps = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -142,17 +144,28 @@ class StallWatchdog:
 
     def _run(self) -> None:
         pause = min(5.0, self._config.after / 4)
+        looked = time.monotonic()
         while not self._stop.wait(pause):
+            waited, looked = time.monotonic() - looked, time.monotonic()
             try:
-                self.look(self._now())
+                # this thread stood still as well: the process was stopped, and may well go on
+                self.look(self._now(), acts=waited < pause + self._config.after / 2)
             except Exception:
                 logger.exception("the stall watchdog failed and goes on")
 
-    def look(self, now: float) -> None:
-        """Compare where the run stands with what is allowed, and tell what is to be told."""
+    def look(self, now: float, *, acts: bool = True) -> None:
+        """Compare where the run stands with what is allowed, and tell what is to be told.
+
+        Args:
+            now: on the clock of ``stand``.
+            acts: whether ``config.action`` is done now; else with the next look.
+        """
         stand = self._stand()
         self._resume(stand)
         stalled = self._stalled
+        if self._owed is not None and acts:
+            report, self._owed = self._owed, None
+            self._act(report)
         seconds = now - stand.since
         if seconds < self._config.after:  # the usual case, without looking at any stack
             return
@@ -169,20 +182,29 @@ class StallWatchdog:
         self._stalled, self._again_at = stand, seconds * _AGAIN
         report = StallReport(self._rank, stand.step, stand.phase, seconds, False, where(frames))
         path = self._write(report)
-        self._tell(
+        self._say(
             StallReport(
                 self._rank, stand.step, stand.phase, seconds, False, report.where, path, again
             )
         )
-        if not again:
+        if not again and acts:
             self._act(report)
+        elif not again:
+            self._owed = report
+
+    def _say(self, report: StallReport) -> None:
+        """Whatever becomes of the word, what is to be done is done, and training goes on."""
+        try:
+            self._tell(report)
+        except Exception:
+            logger.exception("whom a stall is told of failed: %s", report)
 
     def _resume(self, stand: Stand) -> None:
         stalled = self._stalled
         if stalled is not None and stand.since != stalled.since:
-            self._stalled = None
+            self._stalled = self._owed = None
             seconds = stand.since - stalled.since
-            self._tell(StallReport(self._rank, stalled.step, stalled.phase, seconds, True))
+            self._say(StallReport(self._rank, stalled.step, stalled.phase, seconds, True))
 
     def _write(self, report: StallReport) -> Path | None:
         if self._folder is None or not self._config.dump_stacks or self._dumps >= _DUMPS:

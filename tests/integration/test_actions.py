@@ -45,6 +45,26 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert set(saved["state_dict"]) == set(module.state_dict())
 
 
+def test_a_checkpoint_that_fails_does_not_keep_a_run_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = CMRMonitorCallback(
+        monitoring={"log_every_n_steps": 5},
+        alerts={"rules": {"busy": RULE | {"actions": ["checkpoint", "stop"]}}},
+    )
+    fitter = trainer(tmp_path, [watched], max_steps=40)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(fitter, "save_checkpoint", full)
+    fitter.fit(MemoryModule(), loader(40))
+    assert fitter.global_step == 15
+    [line] = watched.monitor.error_log
+    assert "checkpoint, for alert busy" in line
+    assert "No space left on device" in line
+
+
 class Spoils(pl.Callback):
     """Makes a weight NaN at a step."""
 

@@ -180,6 +180,9 @@ def test_a_compile_is_no_stall(tmp_path: Path) -> None:
                 torch.compile(lambda x: x.sin() + 1, backend=slow_backend)(torch.ones(3))
             return super().training_step(*args, **kwargs)
 
+    torch.compile(lambda x: x + 1, backend="eager")(
+        torch.ones(1)
+    )  # imports the compiler: no compile
     settings = QUICK | {"after": 0.4, "start": 30.0, "compilation": 30.0}
     watchdog = StallWatchdogCallback(settings, notify=told.append)
     trainer(tmp_path, [watchdog], max_steps=4).fit(Compiles(), loader(4))
@@ -209,6 +212,15 @@ def test_the_monitor_tells_its_channels(tmp_path: Path) -> None:
     assert stacks.parent.name == "version_0"
 
 
+def test_who_heard_of_the_worst_hears_that_it_is_over() -> None:
+    desk = CMRMonitorCallback(alerts={"rules": {}}).monitor.alerts
+    ear = desk.delivery = Ear()  # type: ignore[assignment]
+    for again, resumed in ((False, False), (True, False), (False, True), (False, False)):
+        desk.tell_of_stall(StallReport(0, 7, "data", 60.0, resumed, again=again), 0.0)
+    severities = [notice.severity.value for notice in ear.notices]
+    assert severities == ["error", "critical", "critical", "error"]
+
+
 @pytest.mark.parametrize("ends", ["well", "badly"])
 def test_no_thread_is_left(tmp_path: Path, ends: str) -> None:
     class Fails(MemoryModule):
@@ -232,21 +244,35 @@ def test_no_thread_is_left(tmp_path: Path, ends: str) -> None:
 EXITS = """
 import threading
 import pytorch_lightning as pl
-from cmr_monitor_callbacks import StallWatchdogCallback
+import time
+from pathlib import Path
+from cmr_monitor_callbacks import CMRMonitorCallback, StallWatchdogCallback
 from tests.models import MemoryModule, loader, trainer
 
 class Hangs(MemoryModule):
     def training_step(self, *args, **kwargs):
         threading.Event().wait(60)
 
-watchdog = StallWatchdogCallback({"after": 0.2, "start": 0.2, "action": "exit"})
+def page(notice):
+    time.sleep(0.5)
+    Path({folder!r}, "paged").write_text(notice.title)
+
+stall = {"after": 0.2, "start": 0.2, "action": "exit"}
+if {alone!r}:
+    watchdog = StallWatchdogCallback(stall)
+else:
+    alerts = {"stall": stall, "alert_channels": ["page"], "channels": {"page": page}}
+    watchdog = CMRMonitorCallback(alerts=alerts)
 trainer({folder!r}, [watchdog], max_steps=4).fit(Hangs(), loader(4))
 """
 
 
-def test_exit_ends_the_process_where_that_is_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_exit_ends_the_process_where_that_is_asked_for(tmp_path: Path, alone: bool) -> None:
+    """And not before its channels have told of it."""
+    code = EXITS.replace("{folder!r}", repr(str(tmp_path))).replace("{alone!r}", repr(alone))
     done = subprocess.run(
-        [sys.executable, "-c", EXITS.replace("{folder!r}", repr(str(tmp_path)))],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=60,
@@ -254,3 +280,5 @@ def test_exit_ends_the_process_where_that_is_asked_for(tmp_path: Path) -> None:
     )
     assert done.returncode == 75, done.stderr
     assert "rank 0 has stood still for" in done.stderr
+    if not alone:
+        assert (tmp_path / "paged").read_text() == "ERROR training_stalled"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 
 from cmr_monitor_callbacks import CMRMonitorCallback
 from cmr_monitor_callbacks.alerts import Delivery
@@ -137,6 +140,112 @@ def test_a_server_that_is_not_there() -> None:
     one.close()
 
 
+def test_a_secret_that_ends_with_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """As one that is read from a file does: it is sent, and no error shows it."""
+    headers: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler, number: int) -> None:
+        headers.append(handler.headers["Authorization"])
+        says(200)(handler, number)
+
+    with serving(answer) as server:
+        one = only_webhook(f"{server.url}\n", headers={"Authorization": f"Bearer {SECRET}\n"})
+        one.submit(notice())
+        assert one.flush(10)
+        assert one.take_failures() == []
+        one.close()
+    assert headers == [f"Bearer {SECRET}"]
+
+
+def test_a_name_and_a_password_in_the_address() -> None:
+    headers: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler, number: int) -> None:
+        headers.append(handler.headers["Authorization"])
+        says(200)(handler, number)
+
+    with serving(answer) as server:
+        one = only_webhook(server.url.replace("://", "://me:a%40b@"))
+        one.submit(notice())
+        assert one.flush(10)
+        assert one.counts["webhook"] == {"sent": 1, "lost": 0, "retried": 0}
+        one.close()
+    assert headers == ["Basic " + base64.b64encode(b"me:a@b").decode()]
+
+
+def page_and_file(tmp_path: Path, page: Callable[[Any], None]) -> Delivery:
+    given = {"page": page, "jsonl": {"path": str(tmp_path / "alerts.jsonl")}}
+    channels = parse_channels(given)
+    return Delivery({name: channels[name] for name in given})
+
+
+def test_a_function_that_hangs_costs_its_own_thread_only(tmp_path: Path) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def page(notice: Any) -> None:
+        entered.set()
+        release.wait(30)
+
+    one = page_and_file(tmp_path, page)
+    try:
+        one.submit(notice())
+        assert entered.wait(10)
+        one.submit(notice())
+        assert not one.flush(2.0)
+        assert one.counts["jsonl"] == {"sent": 2, "lost": 0, "retried": 0}
+    finally:
+        release.set()
+    assert one.flush(10)
+    assert one.counts["page"] == {"sent": 2, "lost": 0, "retried": 0}
+    one.close()
+
+
+def test_a_function_that_hangs_has_five_seconds_at_the_end_of_a_fit(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def page(notice: Any) -> None:
+        release.wait(60)
+
+    rules = {"slow": {"metric": "step_time", "thresholds": {"critical": 0.0}}}
+    alerts = {"rules": rules, "alert_channels": ["page"], "channels": {"page": page}}
+    callback = CMRMonitorCallback(monitoring={"log_every_n_steps": 1}, alerts=alerts)
+    ends: list[float] = []
+
+    class Ends(pl.Callback):
+        def on_train_epoch_end(self, *args: Any) -> None:
+            ends.append(time.monotonic())
+
+    try:
+        trainer(tmp_path, [callback, Ends()], max_steps=3).fit(MemoryModule(), loader(3))
+        assert time.monotonic() - ends[0] < 9, "not once more for each hook of the end"
+    finally:
+        release.set()
+    assert callback.monitor.alerts.delivery.counts["page"]["lost"] == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_a_function_that_raises_is_told_of_what_follows(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    heard: list[Any] = []
+
+    def page(notice: Any) -> None:
+        heard.append(notice)
+        if len(heard) == 1:
+            raise error("no")
+
+    one = page_and_file(tmp_path, page)
+    one.submit(notice())
+    one.submit(notice())
+    assert one.flush(10)
+    assert len(heard) == 2
+    assert one.counts["page"] == {"sent": 1, "lost": 1, "retried": 0}
+    [(where, failure)] = one.take_failures()
+    assert where == "channel page"
+    assert error.__name__ in repr(failure)
+    one.close()
+
+
 class Hanging:
     """Accepts and never answers."""
 
@@ -191,7 +300,8 @@ def test_a_severe_channel_hears_only_what_is_severe() -> None:
     with serving(says(200)) as server:
         one = only_webhook(server.url, min_severity="critical")
         one.submit(notice())
-        one.submit(notice(severity=alert().severity.__class__("critical")))
+        critical = alert().severity.__class__("critical")
+        one.submit(notice(alert(severity=critical), severity=critical))
         assert one.flush(10)
         assert [body["severity"] for body in server.bodies] == ["critical"]
         assert one.counts["webhook"] == {"sent": 1, "lost": 0, "retried": 0}

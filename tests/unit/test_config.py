@@ -146,6 +146,23 @@ def test_a_wrong_monitoring_setting_names_field_value_and_what_is_allowed(
             },
             "rules.x uses severity 'warning'",
         ),
+        (
+            {"warmup": {"until": "whole.utilization_rate >= 0.95"}},
+            "alerts.warmup.until: whole.utilization_rate: numbers are of the whole here",
+        ),
+        (
+            {
+                "rules": {
+                    "x": {
+                        "metric": "error_rate",
+                        "condition": "outside",
+                        "thresholds": {"warning": [0, 1]},
+                        "summary": "{threshold[0]}",
+                    }
+                }
+            },
+            "alerts.rules.x.summary: cannot be filled in",
+        ),
     ],
 )
 def test_a_wrong_alert_setting_names_what_is_wrong(settings: dict[str, Any], message: str) -> None:

@@ -59,6 +59,9 @@ def test_integers_by_value_then_strings_by_text() -> None:
         ("encoder.*", "encoder.2", True),
         ("Encoder.*", "encoder.2", False),
         ("[46]", 6, True),
+        ("blocks[0]", "blocks[0]", True),
+        ("2|blocks[0]", "blocks[0]", True),
+        ("a|b", "a|b", True),
     ],
 )
 def test_globs(pattern: str, text: object, expected: bool) -> None:

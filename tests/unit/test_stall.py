@@ -84,6 +84,48 @@ def test_progress_in_between_is_the_end_of_one_stall_and_the_begin_of_another(
     assert run.at(200) == [("data", 61.0, True, False), ("backward", 139.0, False, False)]
 
 
+def test_a_process_that_was_stopped_and_goes_on_is_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a debugger, a scheduler or Ctrl-Z: the watchdog stood still as well."""
+    done: list[str] = []
+    monkeypatch.setattr(StallWatchdog, "_act", lambda self, report: done.append(report.phase))
+    run = Run(tmp_path, action="exit")
+    run.stand = Stand("data", 0.0, 7)
+    run.watchdog.look(100.0, acts=False)
+    assert [report.phase for report in run.told] == ["data"]
+    run.stand = Stand("forward", 101.0, 7)
+    run.at(102.0)
+    assert done == [], "it went on"
+    run.watchdog.look(201.0, acts=False)
+    run.at(202.0)
+    assert done == ["forward"], "it did not"
+    run.at(401.0, 801.0)
+    assert done == ["forward"], "once"
+
+
+def test_what_is_to_be_done_is_done_though_nobody_can_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(StallWatchdog, "_act", lambda self, report: done.append(report.phase))
+
+    def tell(report: StallReport) -> None:
+        raise OSError("the pager is away")
+
+    stand = [Stand("data", 0.0, 7), Stand("forward", 90.0, 8)]
+    watchdog = StallWatchdog(
+        parse(StallConfig, {"action": "exit"}, "stall"), lambda: stand[0], tell, folder=tmp_path
+    )
+    watchdog.steps.extend(SECOND)
+    watchdog.look(61.0)
+    assert done == ["data"]
+    del stand[0]
+    watchdog.start()
+    watchdog.stop()  # in a teardown: what it raises would be the run's end
+    assert caplog.text.count("OSError: the pager is away") == 2
+
+
 def test_the_stacks_are_written_and_bounded(tmp_path: Path) -> None:
     run = Run(tmp_path / "new")
     run.stand = Stand("optimizer", 0.0, 9)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import socket
+import ssl
 import urllib.error
 import urllib.request
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from cmr_monitor_callbacks.alerts.channels.base import Retry, Surroundings, plain
 from cmr_monitor_callbacks.alerts.channels.local import as_json, iso
@@ -52,10 +55,16 @@ class WebhookChannel:
         config = self._config
         body = payload(notice, self._around.run) if config.format == "json" else slack(notice)
         headers = {name: value.get_secret_value() for name, value in config.headers.items()}
+        url, user = _apart(config.url.get_secret_value())
         request = urllib.request.Request(
-            config.url.get_secret_value(),
+            url,
             data=json.dumps(body, allow_nan=False).encode(),
-            headers={"Content-Type": "application/json", "User-Agent": "cmr-monitor", **headers},
+            headers={
+                "Content-Type": "application/json",
+                "User-Agent": "cmr-monitor",
+                **user,
+                **headers,
+            },
             method="POST",
         )
         try:
@@ -68,6 +77,11 @@ class WebhookChannel:
             raise RuntimeError(f"the server answered {error.code}") from None
         except urllib.error.URLError as error:
             raise Retry(f"the server was not reached ({_why(error.reason)})") from None
+        except (http.client.InvalidURL, ValueError) as error:
+            # their own messages show what they refuse, which may be the secret
+            raise RuntimeError(
+                f"no request can be made of the address and the headers ({type(error).__name__})"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             raise Retry(f"the server did not answer ({_why(error)})") from None
 
@@ -75,10 +89,22 @@ class WebhookChannel:
         """Nothing is open between two notices."""
 
 
+def _apart(url: str) -> tuple[str, dict[str, str]]:
+    """An address, and the header for the name and password in it: urllib takes none there."""
+    parts = urlsplit(url)
+    who, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    word = base64.b64encode(unquote(who).encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {word}"}
+
+
 def _why(reason: object) -> str:
     """A reason without anything of the address in it."""
     if isinstance(reason, (TimeoutError, socket.timeout)):
         return "no answer in time"
+    if isinstance(reason, ssl.SSLError):  # what it says may name the host
+        return f"{type(reason).__name__} {reason.reason or ''}".strip()
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror
     return type(reason).__name__

@@ -166,6 +166,9 @@ def test_a_wrong_setting_is_named(settings: Any, message: str) -> None:
         f"{SECRET}",
         f"https:///{SECRET}",
         f"http://host:{SECRET}/x",
+        f"http://host/{SECRET} x",
+        f"http://host/{SECRET}\nx",
+        f"http://host/é{SECRET}",
         [SECRET],
         {"a": SECRET},
     ],
@@ -180,6 +183,29 @@ def test_a_wrong_address_is_not_shown(url: Any) -> None:
         assert SECRET not in str(caught.value)
         assert "it is not shown: a secret" in str(caught.value)
         assert SECRET not in repr(caught.value.__cause__) + repr(caught.value.__context__)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"channels": {"webhook": f"https://host/{SECRET}"}},
+        {"channels": {"apprise": [f"mailto://u:{SECRET}@host"]}},
+        {
+            "channels": {
+                "hook": {"type": "webhook", "url": "http://a/", "headers": {"A": f"{SECRET}\nB"}}
+            }
+        },
+        {"channels": {"webhook": {"url": "http://a/", "headers": {"A": f"{SECRET}\u2026"}}}},
+        {"channels": {"webhook": {"url": "http://a/", "headers": {f"A {SECRET}": "x"}}}},
+        {"alert_channels": [f"https://host/{SECRET}"]},
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_shown(settings: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(AlertConfig, settings, "alerts")
+    assert SECRET not in str(caught.value)
+    assert "it is not shown: a secret" in str(caught.value)
+    assert SECRET not in repr(caught.value.__cause__) + repr(caught.value.__context__)
 
 
 def test_secrets_are_in_no_repr_or_dump() -> None:

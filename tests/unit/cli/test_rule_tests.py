@@ -123,6 +123,14 @@ def test_every_difference_fails(tmp_path: Path, series: Any) -> None:
             "'2y3' is no part of a series",
         ),
         ({"evaluation_interval": "0s"}, "must be longer than 0 s"),
+        (
+            {"test": {"input_series": [{"series": 'avg_latency{rank="7"}', "values": "1"}]}},
+            "rank must be less than ranks (1), got 7",
+        ),
+        (
+            {"test": {"input_series": [{"series": "avg_latency", "values": "1"}] * 2}},
+            "input_series.1: avg_latency is given twice",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, changes: Any, message: str) -> None:
@@ -139,6 +147,29 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         code, output = run(tmp_path / name)
         assert code == 2
         assert "cannot be read" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("alerts:\n", "has no mapping 'rules'"),
+        ("alerts: [1]", "has no mapping 'rules'"),
+        ("rules: {slow: 2026-13-45}", "cannot be read: month must be in 1..12"),
+    ],
+)
+def test_rules_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path)
+    (tmp_path / "rules.yaml").write_text(text)
+    code, output = run(path)
+    assert code == 2
+    assert message in output
+
+
+def test_an_empty_file_of_tests(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    code, output = run(tmp_path / "empty.yaml")
+    assert code == 2
+    assert "empty.yaml.tests is required" in output
 
 
 @pytest.mark.parametrize(
