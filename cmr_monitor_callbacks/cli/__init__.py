@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from cmr_monitor_callbacks.cli.check import run_check
 from cmr_monitor_callbacks.cli.rules import run_rule_tests
 
 app = typer.Typer(
@@ -13,6 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.command("check")(run_check)
 app.command("test-rules")(run_rule_tests)
 
 
