@@ -73,9 +73,8 @@ class Sources:
         if metric.component == "errors" and not source and "output_entropy" in found:
             return _WATCHING
         # of a whole component only what each of its sources gives is known
-        group = _KEPT_BY.get(metric.numerator.lstrip("#"), metric.component)
         narrow = source.startswith(("explicit:", "batch:"))
-        return "" if narrow and group not in _PROBED else source
+        return "" if narrow and _group(metric) not in _PROBED else source
 
     def obstacle(self, name: str, *, by_layer: bool) -> str:
         """Why a metric cannot have data, in a sentence; '' where it can.
@@ -93,8 +92,14 @@ class Sources:
         if by_layer and not has_layers(metric):
             return f"{name} is known of the model as a whole only; leave select.layer out"
         if self.found is not None and not self.of(metric):
-            return self.missing.get(metric.component, f"nothing in the model gives {name}")
+            return self.missing.get(metric.component, self._lacking(metric))
         return ""
+
+    def _lacking(self, metric: MetricInfo) -> str:
+        probed = any(source.startswith("explicit:") for source in (self.found or {}).values())
+        if probed and _group(metric) not in _PROBED:
+            return f"a probe cannot give {metric.name}; probes.automatic: true may"
+        return f"nothing in the model gives {metric.name}"
 
     def _switched_off(self, metric: MetricInfo) -> str:
         needed = [metric.component]
@@ -110,6 +115,10 @@ class Sources:
             return False
         own_source = self.of(BY_NAME[name]).startswith(("timer:", "batch:", "self"))
         return not own_source
+
+
+def _group(metric: MetricInfo) -> str:
+    return _KEPT_BY.get(metric.numerator.lstrip("#"), metric.component)
 
 
 def has_layers(metric: MetricInfo) -> bool:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cmr_monitor_callbacks.catalogue import BY_NAME
 from cmr_monitor_callbacks.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def run_check(
     ] = None,
     override: Annotated[
         list[str] | None,
-        typer.Option("--override", "-o", help="One setting, such as monitoring.layers=[4]."),
+        typer.Option(
+            "--override", "-o", help="One setting, such as monitoring.log_every_n_steps=10."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -132,7 +135,11 @@ def _show_rules(out: Console, report: CheckReport) -> None:
 
 
 def _show_counted(out: Console, counted: Counted) -> None:
-    rows = [(name, f"{value:.6g}") for name, value in counted.whole.items() if value]
+    rows = []
+    for name, value in counted.whole.items():
+        unit = BY_NAME[name].unit if BY_NAME[name].unit in ("s", "MiB") else ""
+        if value:
+            rows.append((name, f"{value:.6g} {unit}".strip()))
     _rows(out, f"Counted in {counted.passes} forward passes", rows)
 
 
