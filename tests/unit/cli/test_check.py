@@ -29,6 +29,7 @@ from cmr_monitor_callbacks.checking.watching import as_it_was
 from cmr_monitor_callbacks.cli import app
 from cmr_monitor_callbacks.config import config_root, load_preset, preset_names
 from cmr_monitor_callbacks.errors import ConfigError
+from cmr_monitor_callbacks.health.series import Series
 from examples.cmr_lm.model import CMRConfig, FullCMRModel
 from tests.memory_models.cmr_like import (
     CMRLikeModel,
@@ -471,6 +472,35 @@ def test_a_model_as_another_project_writes_it() -> None:
     assert set(report.model.missing) == {"optimization"}
     assert report.model.failures == ()
     assert set(report.counted.layers["states_stored"]) == {"1", "2", "4"}
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [("cmr_lm", "tokens"), ("SmallNet", "small_batch"), ("NoMemory", "four_numbers")],
+)
+def test_what_is_said_of_rules_is_what_the_engine_sees(model: str, batch: str) -> None:
+    """Rules that match nothing never get a number; those of which nothing is said do."""
+    names = globals()
+    net, given = names[model](), names[batch]()
+    monitor = CMRPerformanceMonitor({"log_every_n_steps": 1}, model=net)
+    had: set[str] = set()
+    for _ in range(4):
+        with monitor.track_performance():
+            bound(net, given)()
+        series = Series(monitor.alerts.rules, monitor.snapshot.layer_ids, 1)
+        values = series.values(monitor.snapshot)
+        had |= {series.key(i)[0] for i in range(len(series)) if values[i] == values[i]}
+        companions = series.companions(monitor.snapshot)
+        if companions is not None:
+            unknown = {series.key(i)[0] for i in range(len(series)) if companions[1][i]}
+            had -= unknown
+    monitor.detach()
+    notes = said(check("default", model=here(model), batch=here(batch), pairs=2, ranks=1))
+    nothing = {name for name, (status, _) in notes.items() if status == "matches nothing"}
+    assert had & nothing == set()
+    # these need a Trainer, or a number that is not finite
+    elsewhere = {"input_bound", "nonfinite_states"}
+    assert {rule.name for rule in monitor.alerts.rules} - set(notes) - elsewhere <= had
 
 
 def test_what_only_a_pass_shows(tmp_path: Path) -> None:
