@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from cmr_monitor_callbacks.cli.acting import ack, prune
+from cmr_monitor_callbacks.cli.check import run_check
 from cmr_monitor_callbacks.cli.comparing import compare, sweep
 from cmr_monitor_callbacks.cli.explaining import explain
 from cmr_monitor_callbacks.cli.looking import status, watch
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 for _command in (status, watch, report, export, compare, sweep, explain, ack, prune):
     app.command(_command.__name__)(_command)
+app.command("check")(run_check)
 app.command("test-rules")(run_rule_tests)
 
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from cmr_monitor_callbacks import CMRMonitorCallback, CMRPerformanceMonitor, ConfigError
 from cmr_monitor_callbacks.config import (
     AlertConfig,
+    HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
     SinksConfig,
@@ -224,11 +225,12 @@ TUNED = {"enabled", "metric", "select", "over", "compare", "condition", "when", 
 def test_a_preset_is_valid_and_lists_every_field(name: str) -> None:
     preset = load_preset(name)
     CMRMonitorCallback(**preset)
-    assert set(preset) == {"monitoring", "alerts", "probes", "sinks"}
+    assert set(preset) == {"monitoring", "alerts", "probes", "history", "sinks"}
     for key, model in (
         ("monitoring", MonitoringConfig),
         ("alerts", AlertConfig),
         ("probes", ProbesConfig),
+        ("history", HistoryConfig),
         ("sinks", SinksConfig),
     ):
         assert set(preset[key]) == set(model.model_fields)
@@ -248,6 +250,7 @@ def test_the_preset_default_is_what_no_arguments_give() -> None:
     plain, preset = CMRMonitorCallback(), CMRMonitorCallback(**load_preset("default"))
     assert plain.monitor.config == preset.monitor.config
     assert plain.monitor.alert_config == preset.monitor.alert_config
+    assert plain.monitor.history_config == preset.monitor.history_config
     assert plain.sinks_config == preset.sinks_config
 
 
