@@ -112,6 +112,11 @@ class AlertDesk:
         self._told = 0
 
     @property
+    def config(self) -> AlertConfig:
+        """The settings in force, with the rules of the rules file."""
+        return self._config
+
+    @property
     def rules(self) -> tuple[AlertRule, ...]:
         """The rules in force."""
         return self._engine.rules

@@ -16,7 +16,6 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 
 from cmr_monitor_callbacks.alerts import AlertDesk
-from cmr_monitor_callbacks.alerts.edits import Edits
 from cmr_monitor_callbacks.checking.report import Channel, SettingsPart
 from cmr_monitor_callbacks.config import (
     AlertConfig,
@@ -171,7 +170,7 @@ def _checked(name: str, given: dict[str, Any]) -> Settings:
         raise ConfigError("\n".join(lines))
     # as the run will: what it refuses, such as a rules file that is away, is refused here
     desk = AlertDesk(nodes["alerts"], nodes["monitoring"].alert_thresholds, 0.0, 1)
-    nodes["alerts"] = Edits(nodes["alerts"]).config
+    nodes["alerts"] = desk.config
     return Settings(name, rules=desk.rules, **nodes)
 
 

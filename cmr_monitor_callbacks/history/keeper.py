@@ -79,12 +79,10 @@ class Keeper:
         self.rank, self._world_size, self._sources = rank, world_size, None
         if not self._config.enabled:
             return
-        path = Path(self._config.file)
-        if not path.is_absolute():
-            path = Path() if folder is None else folder / path
-        if rank > 0:
-            path = path.with_name(f"{path.stem}.rank_{rank:03d}{path.suffix}")
-        chosen = path if path.name else None
+        file = Path(self._config.file)
+        chosen = file if file.is_absolute() else None if folder is None else folder / file
+        if chosen is not None and rank > 0:
+            chosen = chosen.with_name(f"{chosen.stem}.rank_{rank:03d}{chosen.suffix}")
         if self._writer is None or self._writer.path != chosen:
             self.close("ended")
             self._writer = HistoryWriter(
