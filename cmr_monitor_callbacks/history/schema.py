@@ -178,6 +178,19 @@ def open_to_write(path: Path | None) -> sqlite3.Connection:
     return connection
 
 
+def leave_one_file(connection: sqlite3.Connection) -> None:
+    """Fold the log beside a store into it, so that who reads it later leaves no log there either.
+
+    Not while another process has it open: then the last of them that writes does this.
+    """
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.OperationalError as error:
+        if not _is_locked(error):
+            raise
+
+
 def open_to_read(path: Path) -> sqlite3.Connection:
     """A connection that reads a store and changes nothing.
 

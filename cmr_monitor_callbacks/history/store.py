@@ -31,7 +31,7 @@ from cmr_monitor_callbacks.history.columns import (
     shape_of,
 )
 from cmr_monitor_callbacks.history.retention import retain
-from cmr_monitor_callbacks.history.schema import open_to_write, transaction
+from cmr_monitor_callbacks.history.schema import leave_one_file, open_to_write, transaction
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 _ERRORS_KEPT: Final = 10_000
@@ -362,6 +362,8 @@ class HistoryStore:
         self.connection.execute(
             "UPDATE sessions SET ended = ?, outcome = ? WHERE id = ?", (now, outcome, self.session)
         )
+        if self.path is not None:
+            leave_one_file(self.connection)
 
     # -- packing and retention ----------------------------------------------------------------
 
