@@ -584,6 +584,14 @@ class CMRPerformanceMonitor:
         for failure in self._keeper.take_failures():
             self._failures.note("the history", failure)
 
+    def keep_alert(self, transition: Transition) -> None:
+        """Keep what became of an alert between windows; from any thread, on rank 0."""
+        self._keeper.alerts([transition])
+
+    def flush_history(self) -> None:
+        """Wait, for some seconds at most, until all that is known has been written."""
+        self._keeper.flush()
+
     @property
     def history(self) -> RunHistory:
         """What is kept of the windows until now: numbers, alerts, errors; see `RunHistory`.

@@ -25,6 +25,7 @@ from cmr_monitor_callbacks.health import (
     AlertState,
     HealthReport,
     HealthStatus,
+    Phase,
     Severity,
     Transition,
     assess,
@@ -275,8 +276,12 @@ class AlertDesk:
         fresh, self._fresh = self._fresh, []
         return fresh
 
-    def tell_of_stall(self, report: StallReport, now: float) -> None:
-        """Send a notice of a run that stands still, or goes on; from the watchdog's thread."""
+    def tell_of_stall(self, report: StallReport, now: float) -> Transition:
+        """Send a notice of a run that stands still, or goes on; from the watchdog's thread.
+
+        Returns:
+            what became of the alert, for the history.
+        """
         if not report.resumed:
             self._stall = Severity.CRITICAL if report.again else Severity.ERROR
         severity = self._stall  # who heard of the worst hears that it is over
@@ -301,6 +306,21 @@ class AlertDesk:
         )
         group = {name: labels[name] for name in ("alert", "component")}
         self.delivery.submit(Notice((alert,), severity, report.resumed, report.step, now, group))
+        before = Phase.FIRING if report.again or report.resumed else Phase.INACTIVE
+        state = AlertState(
+            alert.rule,
+            rank=report.rank,
+            component=labels["component"],
+            phase=Phase.INACTIVE if report.resumed else Phase.FIRING,
+            severity=None if report.resumed else severity,
+            since_step=report.step,
+            since_time=now - report.seconds,
+            fired_time=now,
+            fired_step=report.step,
+            value=report.seconds,
+            message=alert.message,
+        )
+        return Transition(state, before, report.step, now, alert.message, severity)
 
     # -- changes from outside -----------------------------------------------------------------
 

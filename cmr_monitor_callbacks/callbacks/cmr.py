@@ -281,9 +281,11 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     def _tell_of_stall(self, report: StallReport) -> None:
         """Every rank tells of itself, for rank 0 may be the one that is stuck."""
         alerts = self.monitor.alerts
-        alerts.tell_of_stall(report, time.time())
+        self.monitor.keep_alert(alerts.tell_of_stall(report, time.time()))
         if self.monitor.alert_config.stall.action == "exit" and not report.resumed:
-            alerts.delivery.flush()  # nobody delivers anything once the process has ended
+            # nobody delivers or writes anything once the process has ended
+            alerts.delivery.flush()
+            self.monitor.flush_history()
 
     @_guarded
     def _leave(self) -> None:

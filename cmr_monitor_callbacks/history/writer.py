@@ -79,6 +79,7 @@ class HistoryWriter:
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
         self._wake, self._closing = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
         self._retry_at = 0.0
         self._pause = _FIRST_PAUSE
 
@@ -136,9 +137,13 @@ class HistoryWriter:
     def _put(self, work: Work) -> None:
         if self._process != os.getpid():
             self._leave_behind()
-        if self.path is None:
-            self._try(work)
-            return
+        with self._lock:  # the watchdog's thread puts, too
+            if self.path is None:
+                self._try(work)
+            else:
+                self._enqueue(work)
+
+    def _enqueue(self, work: Work) -> None:
         if len(self._queue) >= _PENDING:
             self._queue.popleft()
             self.lost += 1

@@ -14,7 +14,12 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cmr_monitor_callbacks import CMRMonitorCallback, StallReport, StallWatchdogCallback
+from cmr_monitor_callbacks import (
+    CMRMonitorCallback,
+    RunHistory,
+    StallReport,
+    StallWatchdogCallback,
+)
 from tests.ear import Ear
 from tests.models import MemoryModule, loader, trainer
 
@@ -210,6 +215,12 @@ def test_the_monitor_tells_its_channels(tmp_path: Path) -> None:
     assert "goes on at step 3" in last.text
     [stacks] = tmp_path.rglob("stacks-rank000.txt")
     assert stacks.parent.name == "version_0"
+    with RunHistory(stacks.with_name("history.sqlite")) as history:
+        kept = history.alerts()
+        assert history.open_alerts() == []
+    assert {row["rule"] for row in kept} == {"training_stalled"}
+    assert [kept[0]["name"], kept[-1]["name"]] == ["firing", "resolved"]
+    assert kept[0]["message"] == str(first.alerts[0].message)
 
 
 def test_who_heard_of_the_worst_hears_that_it_is_over() -> None:
@@ -282,3 +293,7 @@ def test_exit_ends_the_process_where_that_is_asked_for(tmp_path: Path, alone: bo
     assert "rank 0 has stood still for" in done.stderr
     if not alone:
         assert (tmp_path / "paged").read_text() == "ERROR training_stalled"
+        [store] = tmp_path.rglob("history.sqlite")
+        with RunHistory(store) as history:
+            [alert] = history.open_alerts()
+        assert (alert["rule"], alert["severity"]) == ("training_stalled", "error")
