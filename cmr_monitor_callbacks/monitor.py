@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import RenderableType
 from torch import nn
 
 from cmr_monitor_callbacks.alerts import Alert, AlertDesk, HealthChange
@@ -44,13 +45,14 @@ from cmr_monitor_callbacks.errors import CMRMonitorError, CriticalAlert, LayerEr
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.history import Keeper, RunHistory
+from cmr_monitor_callbacks.locks import locked
 from cmr_monitor_callbacks.packed import Packed
 from cmr_monitor_callbacks.probes.listening import Listening
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.own import OwnNumbers
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
-from cmr_monitor_callbacks.reports import report_of
+from cmr_monitor_callbacks.reports import as_html, report_of, run_summary
 from cmr_monitor_callbacks.sinks import Outlet, Sink
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
 
@@ -134,6 +136,8 @@ class CMRPerformanceMonitor:
         self._times_steps = "timing" in self._kinds
         self._ledger = Ledger(keep, self._note_invalid)
         self._steps = self._ledger.recorder.steps
+        self.lock = self._ledger.lock
+        """Held while a window ends: steps, and questions, may come from several threads."""
         self._listening = Listening(
             self._ledger,
             self._kinds,
@@ -298,6 +302,7 @@ class CMRPerformanceMonitor:
 
     # -- windows and stages -----------------------------------------------------------------
 
+    @locked
     def step(self, step: int | None = None) -> None:
         """A step of training is over; ends the window if that is due.
 
@@ -316,6 +321,7 @@ class CMRPerformanceMonitor:
         if due:
             self.close_window()
 
+    @locked
     def close_window(self) -> None:
         """End the training window in hand; its snapshot comes as soon as its numbers are here."""
         start = self.clock.monotonic()
@@ -337,6 +343,7 @@ class CMRPerformanceMonitor:
         self._window_start, self._window_begin = start, self.current_step
         self._own.processing_time = self.clock.monotonic() - start
 
+    @locked
     def peek(self) -> tuple[list[str], list[float]]:
         """Tags and values of the whole model before the first window has ended.
 
@@ -349,6 +356,7 @@ class CMRPerformanceMonitor:
         snapshot = self._snapshot_now()
         return self._outlet.whole(snapshot)
 
+    @locked
     def settle(self) -> None:
         """Publish a window that has ended, waiting for its numbers; on all ranks at once."""
         self._publish()
@@ -357,12 +365,14 @@ class CMRPerformanceMonitor:
         """Tags and values of the whole model as they were shown last; the score from the start."""
         return self._outlet.shown
 
+    @locked
     def _snapshot_now(self) -> Snapshot:
         self._listening.poll()
         reading = self._ledger.peek()
         step, time = self.current_step, self.clock.wall()
         return self._snapshot("train", reading, step, time, own=self.health.numbers())
 
+    @locked
     def flush(self) -> None:
         """End a partial window, if there is one, and have every sink write what is pending.
 
@@ -386,6 +396,7 @@ class CMRPerformanceMonitor:
         if why in self.alert_config.mute:
             self._mutes.add(why)
 
+    @locked
     def enter_stage(self, stage: str) -> None:
         """What is recorded from now on belongs to ``stage``; on all ranks at once.
 
@@ -398,6 +409,7 @@ class CMRPerformanceMonitor:
         self.mute({"sanity": "sanity_check", "val": "validation"}.get(stage, stage))
         self._ledger.enter(stage)
 
+    @locked
     def leave_stage(self, step: int) -> None:
         """End a stage other than training: its numbers are logged once, and training goes on.
 
@@ -643,6 +655,7 @@ class CMRPerformanceMonitor:
         if not self._ranks.first:
             self.alerts.tells = False
 
+    @locked
     def agree_on_layers(self) -> None:
         """Agree on the layers of all ranks; all of them call it at once, when probes are found."""
         with self._with_ranks():
@@ -652,6 +665,7 @@ class CMRPerformanceMonitor:
                 ledger.share(layout)
                 self._next_end = self.current_step + 1
 
+    @locked
     def leave_ranks(self) -> None:
         """Let the others go and wait for none of them; what they did not get is dropped."""
         exchange = self._ranks.exchange
@@ -833,6 +847,18 @@ class CMRPerformanceMonitor:
         """The newest verdict."""
         return self.alerts.report
 
+    def summary(self, files: str = "") -> RenderableType:
+        """A summary for the terminal: ``rich.print(monitor.summary())``.
+
+        Args:
+            files: where the run's files are; empty: not said.
+        """
+        return run_summary(self.snapshot, self.health, list(self.alerts.transitions), files)
+
+    def _repr_html_(self) -> str:
+        """The summary, where a notebook shows the monitor."""
+        return as_html(self.summary())
+
     @property
     def health_changes(self) -> tuple[HealthChange, ...]:
         """When the status of a component or of the system became another, the newest last."""
@@ -881,6 +907,7 @@ class CMRPerformanceMonitor:
 
     # -- state ------------------------------------------------------------------------------
 
+    @locked
     def reset_metrics(self) -> None:
         """Forget every number and alert; probes stay attached."""
         self._ledger.clear()
@@ -909,6 +936,7 @@ class CMRPerformanceMonitor:
         self._ledger.forget_layers()
         self.reset_metrics()
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Plain lists, dicts and numbers: run totals, the window begun, and the open alerts.
 
@@ -930,6 +958,7 @@ class CMRPerformanceMonitor:
             "shown": dict(zip(*self.shown(), strict=True)),
         }
 
+    @locked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called, on all ranks with rank 0's state.
 

@@ -14,7 +14,6 @@ import torch
 from rich.console import RenderableType
 
 from cmr_monitor_callbacks.alerts import Surroundings
-from cmr_monitor_callbacks.callbacks.batches import batch_shape
 from cmr_monitor_callbacks.callbacks.lightning_api import (
     LightningModule,
     Trainer,
@@ -30,7 +29,6 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
     tensorboard_writer,
 )
 from cmr_monitor_callbacks.callbacks.metrics_sink import CallbackMetricsSink
-from cmr_monitor_callbacks.callbacks.phases import StepTimer
 from cmr_monitor_callbacks.callbacks.stall import StallWatch
 from cmr_monitor_callbacks.callbacks.weights import weights_are_finite
 from cmr_monitor_callbacks.config import (
@@ -45,8 +43,10 @@ from cmr_monitor_callbacks.errors import ConfigError, CriticalAlert, MonitorFail
 from cmr_monitor_callbacks.failures import message_of
 from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.monitor import DEFAULT_WINDOW, CMRPerformanceMonitor
+from cmr_monitor_callbacks.recording.batches import batch_shape
 from cmr_monitor_callbacks.recording.cells import anything_compiled
-from cmr_monitor_callbacks.reports import run_summary
+from cmr_monitor_callbacks.recording.phases import StepTimer
+from cmr_monitor_callbacks.reports import as_html
 from cmr_monitor_callbacks.sinks import (
     LoggerSink,
     PrometheusSink,
@@ -169,8 +169,11 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         Args:
             files: where the run's files are; empty: not said.
         """
-        alerts = self.monitor.alerts
-        return run_summary(self.snapshot, self.health, list(alerts.transitions), files)
+        return self.monitor.summary(files)
+
+    def _repr_html_(self) -> str:
+        """The summary, where a notebook shows the callback."""
+        return as_html(self.summary())
 
     @property
     def state_key(self) -> str:

@@ -16,9 +16,9 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
     current_step,
     log_folder,
 )
-from cmr_monitor_callbacks.callbacks.phases import StepTimer
 from cmr_monitor_callbacks.config import parse
 from cmr_monitor_callbacks.config.stall import StallConfig
+from cmr_monitor_callbacks.recording.phases import StepTimer
 from cmr_monitor_callbacks.stall import StallReport, StallWatchdog, Stand
 
 logger = logging.getLogger(__name__)

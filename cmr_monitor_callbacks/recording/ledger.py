@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from cmr_monitor_callbacks.catalogue import STATISTICS
 from cmr_monitor_callbacks.distributed import moved
 from cmr_monitor_callbacks.folding import TIMER_ROWS
 from cmr_monitor_callbacks.layers import Layout
+from cmr_monitor_callbacks.locks import Lock, locked
 from cmr_monitor_callbacks.nonfinite import ROW_OF
 from cmr_monitor_callbacks.packed import ROW, Packed, Reader
 from cmr_monitor_callbacks.ranks import FORWARD_COUNTER, FORWARD_METRIC, put_greatest, put_rates
@@ -60,6 +62,9 @@ class Ledger:
     """
 
     def __init__(self, keep_times: int, on_invalid: OnInvalid) -> None:
+        self.lock = Lock()
+        """Held while statistics move on; live statistics may be asked for by any thread."""
+        self._thread = threading.get_ident()
         self.layout = Layout()
         """Layers of this process, in order of arrival."""
         self.shared = self.layout
@@ -91,6 +96,7 @@ class Ledger:
         self.recorder.spoken.clear()
         self.recorder.unseen.clear()
 
+    @locked
     def clear(self) -> None:
         """Forget every number; layers, sinks and device rows stay."""
         self.recorder.clear()
@@ -122,6 +128,7 @@ class Ledger:
         """Statistics of training."""
         return self._train
 
+    @locked
     def enter(self, stage: str) -> None:
         """What is recorded from now on belongs to another stage."""
         self.fold()
@@ -150,11 +157,17 @@ class Ledger:
         live = [(row, column) for row, column in zip(*self._live, strict=True) if row not in rows]
         self._live = [row for row, _ in live], [column for _, column in live]
 
-    def fold(self) -> None:
-        """Move what was recorded into the current stage; starts reading the devices."""
+    @locked
+    def fold(self, *, devices: bool = True) -> None:
+        """Move what was recorded into the current stage.
+
+        Args:
+            devices: whether to start reading the devices, which the thread that writes to them may
+                do alone.
+        """
         keep = self._keep if self.stage == "train" else {}
         packed, events = self.recorder.drain(self.layout.width, keep)
-        reads = self.cells.read()
+        reads = self.cells.read() if devices else []
         if not events and not reads:
             return
         self.events += events
@@ -184,13 +197,16 @@ class Ledger:
             self.came = came
         self.entered.update(np.flatnonzero(packed.values[_CAME].any(axis=0)).tolist())
 
+    @locked
     def close(self, step: int, time: float) -> ClosedWindow:
         """End the current stage's window."""
+        self._thread = threading.get_ident()
         self.fold()
         if self.stage == "train":
             self.dirty = False
         return self.current.close(step, time)
 
+    @locked
     def settle(self, closed: ClosedWindow, stage: StageStatistics, *, wait: bool = True) -> Packed:
         """A closed window's statistics in this rank's own columns, with what holds now.
 
@@ -211,6 +227,7 @@ class Ledger:
         window.take_gauges(self._holds)
         return window
 
+    @locked
     def share(self, layout: Layout) -> None:
         """Keep the run by the columns of all ranks from now on; a layer keeps its numbers."""
         columns = [0, *(layout.column(layer) for layer in self.shared.layers)]
@@ -219,6 +236,7 @@ class Ledger:
             stage.run = stage.run.moved(columns, layout.width)
         self.shared = layout
 
+    @locked
     def finish(
         self, window: Packed, stage: StageStatistics, by_rank: Packed | None = None
     ) -> Reading:
@@ -248,15 +266,20 @@ class Ledger:
             run_by_rank = run_by_rank.copy()
         return Reading(table, counters, window, run, by_rank, run_by_rank)
 
+    @locked
     def peek(self) -> Reading:
-        """What the training window begun would say with this process's numbers; ends nothing."""
-        self.fold()
+        """What the training window begun would say with this process's numbers; ends nothing.
+
+        Another thread than the one that ends windows sees the devices' numbers of ended ones only.
+        """
+        self.fold(devices=self._thread == threading.get_ident())
         window = moved(self._train.in_hand(), self.layout.layers, self.shared.layers)
         run = self._train.run.copy()
         run.add(window)
         window.widen(run.width)
         return self._reading(window, run, None, self._train.by_rank)
 
+    @locked
     def state(self, *, alone: bool) -> dict[str, Any]:
         """Plain data: layers, the training run, and (with one process) the window begun."""
         self.fold()
@@ -266,6 +289,7 @@ class Ledger:
             **self._train.state(self.shared.width, alone=alone),
         }
 
+    @locked
     def load(self, state: Mapping[str, Any], *, first: bool) -> None:
         """The inverse of `state`; layers may have got other columns since.
 
@@ -279,6 +303,7 @@ class Ledger:
         self._train.load(state, columns, window=first)
         self.dirty = state["window_begun"] and first
 
+    @locked
     def drop_window(self) -> None:
         """Forget training's window in hand, with what was recorded since."""
         self.fold()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cmr_monitor_callbacks import events
 from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, UNIT_INTERVAL
 from cmr_monitor_callbacks.folding import TIMER_ROWS, Durations, add_durations, add_event, check
+from cmr_monitor_callbacks.locks import Lock, locked
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.recording.fold import FIELDS, STRIDE, Fold
 from cmr_monitor_callbacks.recording.steps import STRIDE as STEP_STRIDE
@@ -78,6 +79,8 @@ class Recorder:
     """
 
     def __init__(self) -> None:
+        self.lock = Lock()
+        """Held while what lies aside is changed; what extends the lists needs none."""
         self.lists: dict[str, list[Any]] = {kind: [] for kind in FIELDS}
         self.tally: list[Any] = []
         self.spoken: set[str] = set()
@@ -93,6 +96,7 @@ class Recorder:
         self._aside_events = 0
         self._aside_durations: Durations = []
 
+    @locked
     def add_any(self, component: str, column: int, fields: Sequence[Any]) -> None:
         """Check an event value by value and add it; what is wrong is left out and noted."""
         if component == "buffer":
@@ -130,6 +134,7 @@ class Recorder:
                 one = np.array([seconds]), np.array([times], dtype=np.float64)
                 self._aside_durations.append((timer, *one))
 
+    @locked
     def gauge(self, field: int, column: int) -> float:
         """A gauge of the buffer as the host knew it last in this window; NaN: it did not say.
 
@@ -178,6 +183,7 @@ class Recorder:
         lists = (*self.lists.values(), self.steps, self.tally)
         return self._aside is not None or any(lists)
 
+    @locked
     def clear(self) -> None:
         """Forget what was recorded."""
         self._clear_aside()
@@ -185,6 +191,7 @@ class Recorder:
         for items in (self.steps, self.tally, *self.lists.values()):
             del items[:]
 
+    @locked
     def drain(self, width: int, keep: Keep) -> tuple[Packed, int]:
         """Take out what was recorded.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -52,6 +53,22 @@ def run_summary(
     if files:
         parts.append(Text(f"Files: {files}"))
     return Group(*parts)
+
+
+def as_html(shown: RenderableType, width: int = 100) -> str:
+    r"""What a terminal would show, for a notebook: a piece of HTML that stands alone.
+
+    Args:
+        shown: a summary.
+        width: in characters.
+
+    >>> as_html("[bold]6 < 7[/bold]")
+    '<pre style="line-height:1.2"><span style="font-weight: bold">6 &lt; 7</span>\n</pre>'
+    """
+    console = Console(record=True, width=width, file=io.StringIO(), force_jupyter=False)
+    console.print(shown)
+    form = '<pre style="line-height:1.2">{code}</pre>'
+    return console.export_html(inline_styles=True, code_format=form)
 
 
 def _health(health: HealthReport) -> RenderableType:
