@@ -49,7 +49,9 @@ def run_check(
         int, typer.Option(min=2, help="Passes timed with, and as many without, the monitor.")
     ] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
-    strict: Annotated[bool, typer.Option(help="Exit code 1 where there are findings.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit code 1 where there are findings.")
+    ] = False,
 ) -> None:
     """Check settings and a model before a long run; nothing is trained, no file is written.
 

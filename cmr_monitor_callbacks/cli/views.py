@@ -31,6 +31,8 @@ _STYLE: Final = {
     "unknown": "bright_black",
 }
 _STATES: Final = {"running": "green", "ended": "default", "died": "red", "unknown": "yellow"}
+_RANK: Final = {"warning": 1, "error": 2, "critical": 3}
+_MOST_ALERTS: Final = 8
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _WATCHED: Final = (
     ("stored", "storage_efficiency"),
@@ -67,11 +69,14 @@ def sparkline(values: Sequence[float], width: int, top: float | None = None) -> 
     return "".join(out).rjust(width)
 
 
-def status_view(history: RunHistory, time_range: Range = None) -> RenderableType:
+def status_view(
+    history: RunHistory, report: Mapping[str, Any], now: float | None = None
+) -> RenderableType:
     """A run as it stands: health, layers, alerts and where the time goes."""
-    report = report_of(history, time_range)
+    age = _age(history, report, time.time() if now is None else now)
     return Group(
-        _headline(report),
+        Text(_place(history), style="bold"),
+        _headline(report, age),
         Text(report["bottleneck"]["sentence"]),
         *_components(report),
         *_layer_table(report),
@@ -90,18 +95,22 @@ def watch_view(
     keys += [SeriesKey("train", name, layer) for layer in layers for _, name in _WATCHED]
     found = history.many(keys, time_range, max_points=2000)
     room = max(8, min(24, (width - 12) // len(_WATCHED) - 12))
-    age = _age(history, time.time() if now is None else now)
+    age = _age(history, report, time.time() if now is None else now)
     return Group(
         Panel(
             Group(_headline(report, age), *_components(report)),
-            title=str(report["run"].get("folder") or "run"),
+            title=Text(_place(history)),
             border_style=_STYLE[report["system_health"]],
         ),
+        *_open(report, _MOST_ALERTS),  # above the layers: a terminal may have few lines
+        *_error_lines(report),
         _whole_lines(found, max(8, width // 2 - 30)),
         _layer_lines(found, layers, room),
-        *_open(report),
-        *_error_lines(report),
     )
+
+
+def _place(history: RunHistory) -> str:
+    return "run" if history.path is None else str(history.path.parent)
 
 
 def _headline(report: Mapping[str, Any], age: str = "") -> Text:
@@ -124,12 +133,24 @@ def _headline(report: Mapping[str, Any], age: str = "") -> Text:
     return line
 
 
-def _age(history: RunHistory, now: float) -> str:
+def _age(history: RunHistory, report: Mapping[str, Any], now: float) -> str:
+    """How long ago the newest window ended; of a run that is over nobody asks."""
     newest = history.last()
-    if newest is None:
+    if newest is None or report["run"].get("state") == "ended":
         return ""
-    seconds = max(0.0, now - newest[1])
-    return f"last window {seconds:.0f} s ago"
+    return f"last window {ago(max(0.0, now - newest[1]))} ago"
+
+
+def ago(seconds: float) -> str:
+    """A length of time in its largest unit.
+
+    >>> ago(4.2), ago(100), ago(7200), ago(200000)
+    ('4 s', '100 s', '2 h', '2 d')
+    """
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _components(report: Mapping[str, Any]) -> list[RenderableType]:
@@ -171,16 +192,22 @@ def _layer_table(report: Mapping[str, Any]) -> list[RenderableType]:
     return [table]
 
 
-def _open(report: Mapping[str, Any]) -> list[RenderableType]:
+def _open(report: Mapping[str, Any], most: int | None = None) -> list[RenderableType]:
+    """A line for each alert that fires, the worst first."""
     firing, pending = report["alerts"]["firing"], report["alerts"]["pending"]
+    over = report["run"].get("state") in ("ended", "died")
     if not firing and not pending:
-        return [Text("No alert is firing.", style="green")]
+        text = "No alert was firing at the end." if over else "No alert is firing."
+        return [Text(text, style="green")]
+    worst = sorted(firing, key=lambda row: -_RANK.get(row["severity"], 0))
     lines: list[RenderableType] = []
-    for row in firing:
+    for row in worst[:most]:
         line = Text(f"{row['severity'] or ''} ", style=_STYLE.get(row["severity"], "red"))
         line.append(f"{row['rule']} since step {row['step']}: ", style="bold")
         line.append(row["message"], style="default")
         lines.append(line)
+    if len(worst) > len(lines):
+        lines.append(Text(f"and {len(worst) - len(lines)} more alerts"))
     if pending:
         names = ", ".join(dict.fromkeys(row["rule"] for row in pending))
         lines.append(Text(f"pending: {names}", style="bright_black"))

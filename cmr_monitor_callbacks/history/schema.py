@@ -197,9 +197,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     Raises:
         HistoryError: there is none, or it cannot be read; the message says what to do.
     """
-    if not path.is_file():
-        raise HistoryError(f"there is no history at {str(path)!r}")
-    if path.stat().st_size == 0:
+    if _size(path) == 0:
         raise HistoryError(f"the history {str(path)!r} is empty: the run has ended no window yet")
     errors = []
     # where the folder cannot be written, SQLite cannot share a store that somebody else may write
@@ -225,7 +223,20 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     raise unreadable(path, errors[0])
 
 
-def unreadable(path: Path, error: sqlite3.Error) -> HistoryError:
+def _size(path: Path) -> int:
+    """Bytes of a file; SQLite itself would not say why it cannot open one."""
+    try:
+        if not path.is_file():
+            raise HistoryError(f"there is no history at {str(path)!r}")
+        with path.open("rb"):
+            return path.stat().st_size
+    except OSError as error:
+        raise HistoryError(
+            f"the history {str(path)!r} cannot be read: {error.strerror or error}"
+        ) from None
+
+
+def unreadable(path: Path, error: Exception) -> HistoryError:
     """What to say of a store that SQLite cannot read."""
     if _is_locked(error):
         return HistoryError(
@@ -238,7 +249,7 @@ def unreadable(path: Path, error: sqlite3.Error) -> HistoryError:
     )
 
 
-def _is_locked(error: sqlite3.Error) -> bool:
+def _is_locked(error: Exception) -> bool:
     return "locked" in str(error) or "busy" in str(error)
 
 
