@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated, Any
 
@@ -128,10 +129,18 @@ def prune(
         if not limits:
             raise ConfigError("say what to delete: --raw-windows, --max-age or --max-size-mb")
         unlimited = {"raw_windows": 10**15, "max_age": None, "max_size_mb": None}
-        config = parse(HistoryConfig, unlimited | limits, "prune")
+        try:
+            config = parse(HistoryConfig, unlimited | limits, "prune")
+        except ConfigError as error:
+            raise ConfigError(_as_option(str(error))) from None
         path = find_run(run)
         before, after = prune_store(path, config, time.time(), dry=dry_run)
     say(_pruned(str(path), before, after, dry_run))
+
+
+def _as_option(text: str) -> str:
+    """A message about a setting as one about the option that gives it."""
+    return re.sub(r"prune\.(\w+)", lambda found: "--" + found[1].replace("_", "-"), text)
 
 
 def _pruned(name: str, before: Contents, after: Contents, dry: bool) -> str:

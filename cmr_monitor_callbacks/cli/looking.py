@@ -45,7 +45,8 @@ def status(
         if as_json:
             say_json(report)
         else:
-            output().print(status_view(history, report))
+            console = output()
+            console.print(status_view(history, report, console.width))
     raise typer.Exit(1 if report["system_health"] == "critical" else 0)
 
 

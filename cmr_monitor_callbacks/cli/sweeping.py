@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cmr_monitor_callbacks.cli.runs import Json, find_run, stores_under, told
+from cmr_monitor_callbacks.cli.sparklines import left_out
 from cmr_monitor_callbacks.cli.terminal import output, say_json
 from cmr_monitor_callbacks.errors import CMRMonitorError
 from cmr_monitor_callbacks.history import RunHistory
@@ -28,6 +29,10 @@ _STYLES = {
     "unknown": "bright_black",
     "no history": "bright_black",
 }
+_FOLDED = ("run", "overrides", "firing")
+_LEAST = 20
+"""Columns of the terminal that a long name needs to be readable in pieces."""
+_FIRST_TO_GO = ("samples/s", "hits", "stored", "step", "overrides", "state")
 _HYDRA = ".hydra"
 _HEADS = ("run", "overrides", "health", "state", "step", "stored", "hits", "samples/s", "firing")
 
@@ -135,28 +140,56 @@ def _overrides(folder: Path, where: Path) -> list[str]:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in _HEADS:
-        right = heading in ("step", "stored", "hits", "samples/s")
-        kept = right or heading in ("health", "state")
-        table.add_column(
-            heading, justify="right" if right else "left", overflow="fold", no_wrap=kept
-        )
-    for row in rows:
-        score = "" if row["score"] is None else f" {row['score']:.0f}"
-        table.add_row(
-            Text(row["run"]),
-            Text(" ".join(row["overrides"])),
-            Text(f"{row['health']}{score}", style=_STYLES[row["health"]]),
-            row["state"] or "",
-            "–" if row["step"] is None else f"{row['step']:,}",
-            shown(row["storage_efficiency"], "1"),
-            shown(row["cache_hit_rate"], "1"),
-            shown(row["throughput"], "samples"),
-            Text(", ".join(row["firing"])),
-        )
+    given = [set(row["overrides"]) for row in rows if row["overrides"]]
+    common = set.intersection(*given) if len(given) > 1 else set()  # tells no job from another
     console = output()
+    cells = [_cells(row, common) for row in rows]
+    shown_columns = _fitting(cells, console.width)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for at in shown_columns:
+        heading = _HEADS[at]
+        right = heading in ("step", "stored", "hits", "samples/s")
+        table.add_column(
+            heading,
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=heading not in _FOLDED,
+        )
+    for line in cells:
+        table.add_row(*(line[at] for at in shown_columns))
     console.print(table)
+    for hint in left_out([head for at, head in enumerate(_HEADS) if at not in shown_columns]):
+        console.print(hint)
     for row in rows:
         if row["error"] is not None:
             console.print(Text(f"{row['run']}: {row['error']}", style="red"), soft_wrap=True)
+
+
+def _cells(row: dict[str, Any], common: set[str]) -> list[Text]:
+    score = "" if row["score"] is None else f" {row['score']:.0f}"
+    return [
+        Text(row["run"]),
+        Text(" ".join(one for one in row["overrides"] if one not in common)),
+        Text(f"{row['health']}{score}", style=_STYLES[row["health"]]),
+        Text(row["state"] or ""),
+        Text("–" if row["step"] is None else f"{row['step']:,}"),
+        Text(shown(row["storage_efficiency"], "1")),
+        Text(shown(row["cache_hit_rate"], "1")),
+        Text(shown(row["throughput"], "samples")),
+        Text(", ".join(row["firing"])),
+    ]
+
+
+def _fitting(cells: list[list[Text]], width: int) -> list[int]:
+    """Places of the columns that there is room for; a name may be folded, a number may not."""
+    columns = list(range(len(_HEADS)))
+
+    def needed(at: int) -> int:
+        longest = max(len(_HEADS[at]), *(len(row[at]) for row in cells))
+        return min(longest, _LEAST if _HEADS[at] in _FOLDED else longest) + 2
+
+    for head in _FIRST_TO_GO:
+        if sum(map(needed, columns)) + 2 <= width:
+            break
+        columns.remove(_HEADS.index(head))
+    return columns

@@ -144,7 +144,10 @@ def _open(history: RunHistory, name: str, hold: str) -> str:
         if row["after"] == "pending" and hold:
             line += f" (it fires when its condition has held for {hold})"
         lines.append(line)
-    return f"It is open: {'; '.join(lines)}." if lines else ""
+    sessions = history.sessions()
+    state = sessions[-1]["state"] if sessions else "unknown"
+    was = f"It was open when the run {state}" if state in ("ended", "died") else "It is open"
+    return f"{was}: {'; '.join(lines)}." if lines else ""
 
 
 def _last(alerts: Sequence[Mapping[str, Any]]) -> str:
@@ -177,23 +180,26 @@ def _silent(rule: RuleConfig, found: Mapping[SeriesKey, Series]) -> str:
     if rule.condition in _ORDERED and rule.compare is None and not _is_reduced(rule):
         pick = max if rule.condition in (">", ">=") else min
         key, value = pick(given.items(), key=lambda item: item[1])
-        fires = rule.thresholds[min(rule.thresholds, key=SEVERITIES.index)].fire
-        text += f": {label_of(key)} is {value:.4g}, and would have to be {rule.condition} {fires}"
-        if _holds(rule.condition, value, fires):
+        fires = _mildest(rule)
+        text += f": {label_of(key)} is {value:.4g}, which is not {rule.condition} {fires:g}"
+        if _ORDERED[rule.condition](value, fires):
             text = (
                 f"It does not fire, though {label_of(key)} is {value:.4g} ({rule.condition} "
-                f"{fires}): it has not held for long enough ({_span(rule.for_)}"
+                f"{fires:g}): it has not held for long enough ({_span(rule.for_)}"
                 f"{'' if rule.m_of_n is None else f', m_of_n {list(rule.m_of_n)}'}), or the rule "
                 "was not judged in the newest window"
             )
-    return text + (f"; and {rule.when}." if rule.when else ".")
+    return text + (f"; and it fires only while {rule.when}." if rule.when else ".")
 
 
 _ORDERED: Final = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
-def _holds(condition: str, value: float, limit: object) -> bool:
-    return isinstance(limit, int | float) and bool(_ORDERED[condition](value, limit))
+def _mildest(rule: RuleConfig) -> float:
+    """What the mildest severity fires at; of an inequality it is one number."""
+    fire = rule.thresholds[min(rule.thresholds, key=SEVERITIES.index)].fire
+    assert isinstance(fire, int | float)
+    return fire
 
 
 def _is_reduced(rule: RuleConfig) -> bool:

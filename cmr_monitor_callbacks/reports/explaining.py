@@ -34,10 +34,9 @@ def explain(history: RunHistory, name: str) -> Explanation:
     plain, _, part = _TAG.sub("", name).partition("/")
     if plain not in known_names():
         hint = closest(plain, (*rules, *known_names()))
-        raise KeyError(
-            f"{name!r} is no number and no rule of this run{hint} (docs/metrics.md lists the "
-            f"numbers; rules: {', '.join(rules) or 'none'})"
-        )
+        if not hint:
+            hint = f"; docs/metrics.md lists the numbers; rules: {', '.join(rules) or 'none'}"
+        raise KeyError(f"{name!r} is no number and no rule of this run{hint}")
     return explain_number(history, canonical(plain), part)
 
 
