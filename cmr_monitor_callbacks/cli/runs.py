@@ -26,10 +26,12 @@ _WHERE: Final = "A run's log folder, a folder above it (its newest run), or a hi
 Run = Annotated[
     Path | None,
     typer.Argument(
-        help=f"{_WHERE}; default: the newest run under this folder.", show_default=False
+        help=f"{_WHERE}; default: the newest run under this folder.",
+        show_default=False,
+        readable=False,  # that it is not is said as of other runs that cannot be used
     ),
 ]
-NamedRun = Annotated[Path, typer.Argument(help=f"{_WHERE}.")]
+NamedRun = Annotated[Path, typer.Argument(help=f"{_WHERE}.", readable=False)]
 Range = Annotated[
     str | None,
     typer.Option(

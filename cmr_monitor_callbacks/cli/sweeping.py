@@ -39,7 +39,10 @@ _HEADS = ("run", "overrides", "health", "state", "step", "stored", "hits", "samp
 
 def sweep(
     folder: Annotated[
-        Path, typer.Argument(help="A folder of several runs, such as one of a Hydra multirun.")
+        Path,
+        typer.Argument(
+            help="A folder of several runs, such as one of a Hydra multirun.", readable=False
+        ),
     ] = Path(),
     as_json: Json = False,
 ) -> None:

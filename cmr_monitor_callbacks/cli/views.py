@@ -46,7 +46,7 @@ def status_view(
     """A run as it stands: health, layers, alerts and where the time goes."""
     age = _age(history, report, time.time() if now is None else now)
     return Group(
-        Text(_place(history), style="bold"),
+        Text(_place(history), style="bold", no_wrap=True, overflow="ignore"),  # to be copied
         _headline(report, age),
         Text(report["bottleneck"]["sentence"]),
         *_components(report),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -90,8 +90,9 @@ def prune(
     Raises:
         HistoryError: it is no store, of a newer version, damaged, or cannot be written.
     """
-    open_to_read(path).close()  # an empty or foreign file is not to become a store
     try:
+        with closing(open_to_read(path)) as connection:  # no store is made of an empty file
+            _check(connection)
         return _try(path, config, now) if dry else _apply(path, config, now)
     except sqlite3.Error as error:
         raise unreadable(path, error) from None
@@ -124,6 +125,13 @@ def _try(path: Path, config: HistoryConfig, now: float) -> tuple[Contents, Conte
         return before, after
     finally:
         connection.close()
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Delete nothing of a damaged store: what is left of it may be saved yet."""
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError("it is damaged")
 
 
 def contents_of(connection: sqlite3.Connection) -> Contents:

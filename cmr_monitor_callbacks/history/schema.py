@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -202,7 +203,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     errors = []
     # where the folder cannot be written, SQLite cannot share a store that somebody else may write
     for options in ("mode=ro", "mode=ro&immutable=1"):
-        uri = f"file:{quote(str(path.resolve()))}?{options}"
+        uri = f"file:{quote(os.fsencode(path.resolve()))}?{options}"
         connection = sqlite3.connect(uri, BUSY, uri=True, check_same_thread=False)
         try:
             version = _version(connection, str(path))
