@@ -36,14 +36,18 @@ def run_check(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="module:callable without arguments, or module:Class."),
+        typer.Option(help="module:callable without arguments, or module:Class; default: no model."),
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option("--input", help="module:callable that gives a batch for real forward passes."),
+        typer.Option(
+            "--input",
+            help="module:callable that gives a batch for real forward passes; default: none run.",
+        ),
     ] = None,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="Number of processes that the run will have.")
+        int | None,
+        typer.Option(min=1, help="Number of processes that the run will have; default: not known."),
     ] = None,
     pairs: Annotated[
         int, typer.Option(min=2, help="Passes timed with, and as many without, the monitor.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Annotated
@@ -70,11 +71,17 @@ def watch(
         if once or not console.is_terminal:
             console.print(_look(path, time_range, console)[0])
             return
+        signal.signal(signal.SIGTERM, _end)
         try:
             _follow(path, time_range, interval, console)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         console.print(_look(path, time_range, console)[0])
+
+
+def _end(number: int, frame: object) -> None:
+    """A signal that would leave the terminal without its cursor ends the command in order."""
+    raise SystemExit(128 + number)
 
 
 def _look(path: Path, time_range: Range, console: Console) -> tuple[RenderableType, bool]:

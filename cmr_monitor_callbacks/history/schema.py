@@ -200,11 +200,15 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     """
     if _size(path) == 0:
         raise HistoryError(f"the history {str(path)!r} is empty: the run has ended no window yet")
-    errors = []
+    errors: list[sqlite3.Error] = []
     # where the folder cannot be written, SQLite cannot share a store that somebody else may write
     for options in ("mode=ro", "mode=ro&immutable=1"):
         uri = f"file:{quote(os.fsencode(path.resolve()))}?{options}"
-        connection = sqlite3.connect(uri, BUSY, uri=True, check_same_thread=False)
+        try:
+            connection = sqlite3.connect(uri, BUSY, uri=True, check_same_thread=False)
+        except sqlite3.Error as error:
+            errors.append(error)
+            continue
         try:
             version = _version(connection, str(path))
         except sqlite3.Error as error:
@@ -244,6 +248,8 @@ def unreadable(path: Path, error: Exception) -> HistoryError:
             f"the history {str(path)!r} is locked by another process for more than {BUSY:g} s; "
             "try again"
         )
+    if path.name != ":memory:" and not path.exists():
+        return HistoryError(f"there is no history at {str(path)!r}: it was deleted")
     return HistoryError(
         f"the history {str(path)!r} cannot be read ({error}); `sqlite3 {path.name} .recover` may "
         "save what is left of it"
