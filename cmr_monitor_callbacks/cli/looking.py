@@ -22,7 +22,7 @@ from cmr_monitor_callbacks.cli.runs import (
     opened,
     told,
 )
-from cmr_monitor_callbacks.cli.terminal import output, say_json
+from cmr_monitor_callbacks.cli.terminal import output, say, say_json
 from cmr_monitor_callbacks.cli.views import status_view, watch_view
 from cmr_monitor_callbacks.history import HistoryError, RunHistory
 from cmr_monitor_callbacks.reports import report_of
@@ -46,6 +46,8 @@ def status(
         if as_json:
             say_json(report)
         else:
+            assert history.path is not None
+            say(str(history.path.parent))
             console = output()
             console.print(status_view(history, report, console.width))
     raise typer.Exit(1 if report["system_health"] == "critical" else 0)

@@ -46,7 +46,6 @@ def status_view(
     """A run as it stands: health, layers, alerts and where the time goes."""
     age = _age(history, report, time.time() if now is None else now)
     return Group(
-        Text(_place(history), style="bold", no_wrap=True, overflow="ignore"),  # to be copied
         _headline(report, age),
         Text(report["bottleneck"]["sentence"]),
         *_components(report),
@@ -69,7 +68,7 @@ def watch_view(
     return Group(
         Panel(
             Group(_headline(report, age), *_components(report)),
-            title=Text(_place(history)),
+            title=Text(_place(history, width - 8)),
             border_style=_STYLE[report["system_health"]],
         ),
         *_open(report, _MOST_ALERTS),  # above the layers: a terminal may have few lines
@@ -79,8 +78,10 @@ def watch_view(
     )
 
 
-def _place(history: RunHistory) -> str:
-    return "run" if history.path is None else str(history.path.parent)
+def _place(history: RunHistory, room: int) -> str:
+    """The run's folder; of a long one its end, which tells runs apart."""
+    place = "run" if history.path is None else str(history.path.parent)
+    return place if len(place) <= room else f"…{place[-max(1, room - 1) :]}"
 
 
 def _headline(report: Mapping[str, Any], age: str = "") -> Text:

@@ -23,6 +23,9 @@ from tests.runs import begin, make, write
 
 LONG = 60.0
 SHOWS, HIDES = b"\x1b[?1049h", b"\x1b[?1049l"
+# a shell stays: when the first process of a terminal ends, what was not read yet is lost
+SHELL = 'trap : INT TERM; "$@"; echo "[exit $?]"; trap - TERM; sleep 600'
+COMMAND = ("-m", "cmr_monitor_callbacks.cli", "watch")
 CURSOR = b"\x1b[?25h"
 
 
@@ -36,7 +39,7 @@ class Terminal:
         self._theirs = theirs
         environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cmr_monitor_callbacks.cli", "watch", *map(str, arguments)],
+            ["bash", "-c", SHELL, "--", sys.executable, *COMMAND, *map(str, arguments)],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -67,20 +70,17 @@ class Terminal:
     def end(self) -> tuple[int, bytes]:
         """Its exit code and what it said until then."""
         until = time.monotonic() + LONG
-        while self.process.poll() is None:
+        while not (found := re.search(rb"\[exit (\d+)\]", self.said)):
             assert time.monotonic() < until, self.text()[-4000:]
-            self._read(0.1)
-        while self._read(0.1):
-            continue
-        return self.process.returncode, self.said
+            self._read(0.2)
+        return int(found[1]), self.said
 
     def is_as_before(self) -> bool:
         return termios.tcgetattr(self._theirs) == self.before
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         os.close(self.fd)
         os.close(self._theirs)
 
@@ -127,7 +127,7 @@ def test_the_scheduler_ends_it(tmp_path: Path) -> None:
     write(store, range(5))
     with watching(tmp_path) as terminal:
         terminal.wait_for("step 4 ")
-        terminal.process.send_signal(signal.SIGTERM)
+        os.killpg(terminal.process.pid, signal.SIGTERM)
         code, said = terminal.end()
         assert code == 143 and HIDES in said and CURSOR in said
     end(store)

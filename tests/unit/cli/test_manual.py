@@ -20,6 +20,7 @@ from tests.runs import command, make
 PAGE = "docs/cli.md"
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = dict(GROUP.commands)
+COMPLETES = "from cmr_monitor_callbacks.cli import app; app(prog_name='cmr-monitor')"
 ELSEWHERE = {"check": "check.md", "test-rules": "rule-tests.md"}
 
 
