@@ -57,3 +57,21 @@ def nearest(name: object, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     listing = f"allowed: {', '.join(names)}"
     return f"did you mean {close[0]!r}? ({listing})" if close else listing
+
+
+def closest(name: object, allowed: Iterable[str], most: int = 3) -> str:
+    """A hint for an unknown name where there are too many to list: those that are alike.
+
+    >>> closest("storage", ["storage_refused", "dead_layer"])
+    "; did you mean 'storage_refused'?"
+    >>> closest("zzz", ["storage_refused"])
+    ''
+    """
+    names = sorted({str(a) for a in allowed})
+    close = difflib.get_close_matches(str(name), names, n=most, cutoff=0.6)
+    close += [one for one in names if str(name) and str(name) in one and one not in close]
+    quoted = [repr(one) for one in close[:most]]
+    if not quoted:
+        return ""
+    listing = quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+    return f"; did you mean {listing}?"

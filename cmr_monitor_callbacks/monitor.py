@@ -725,14 +725,19 @@ class CMRPerformanceMonitor:
     ) -> None:
         """Say that somebody deals with an alert: it is neither raised nor told of again.
 
+        Where no alert of the rule fires, the log says so when the run takes it.
+
         Args:
             rule: name of the rule, as a glob.
             layer: of the alert, as a glob; None: any.
             rank: likewise.
+
+        Raises:
+            ConfigError: there is no such rule; the message names the nearest.
         """
-        names = {"layer": layer, "rank": rank}
-        texts = {name: None if value is None else str(value) for name, value in names.items()}
-        self._edit("acknowledge", rule=rule, **texts)
+        self.alerts.check_rule(rule)
+        given = [None if value is None else str(value) for value in (layer, rank)]
+        self._edit("acknowledge", rule=rule, layer=given[0], rank=given[1])
 
     def silence(self, silence: SilenceConfig | Mapping[str, Any]) -> None:
         """Say that alerts are known: nobody is told that they fire.

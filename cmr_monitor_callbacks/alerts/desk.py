@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 from collections import deque
@@ -19,6 +20,7 @@ from cmr_monitor_callbacks.alerts.watches import Watches
 from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, EscalationConfig
 from cmr_monitor_callbacks.config.conditions import Expression, parse_expression
 from cmr_monitor_callbacks.config.spans import parse_span
+from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.health import (
     AlertEngine,
     AlertRule,
@@ -31,8 +33,11 @@ from cmr_monitor_callbacks.health import (
     assess,
     compile_rules,
 )
+from cmr_monitor_callbacks.layers import matches
 from cmr_monitor_callbacks.snapshot import Snapshot
 from cmr_monitor_callbacks.stall import StallReport
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -337,11 +342,32 @@ class AlertDesk:
         for edit in json.loads(text):
             kind = edit.pop("kind")
             if kind == "acknowledge":
-                self._manager.acknowledge(**edit)
+                if not self._manager.acknowledge(**edit) and self.tells:
+                    self._say_what_fires(edit["rule"])
             elif kind == "silence":
                 self._manager.silence(silence_from(edit))
             else:
                 self._take(self._edits.with_rules(edit["found"]))
+
+    def check_rule(self, glob: str) -> None:
+        """Say of a glob that is no rule's name which rules there are.
+
+        Raises:
+            ConfigError: no rule matches.
+        """
+        known = [rule.name for rule in (*self.rules, *self._watches.rules)]
+        if not any(matches(glob, name) for name in known):
+            names = dict.fromkeys(known)
+            raise ConfigError(
+                f"rule must be one of the run's, got {glob!r}; {nearest(glob, names)}"
+            )
+
+    def _say_what_fires(self, glob: str) -> None:
+        firing = dict.fromkeys(
+            alert.rule for alert in self._engine.open() if alert.phase is not Phase.PENDING
+        )
+        listing = ", ".join(firing) or "none"
+        logger.warning("nothing to acknowledge: no alert %r is firing; firing: %s", glob, listing)
 
     def _take(self, config: AlertConfig) -> None:
         """Go on with the rules of another configuration; open alerts of rules that stay, stay."""

@@ -36,20 +36,26 @@ def run_check(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="module:callable without arguments, or module:Class."),
+        typer.Option(help="module:callable without arguments, or module:Class; default: no model."),
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option("--input", help="module:callable that gives a batch for real forward passes."),
+        typer.Option(
+            "--input",
+            help="module:callable that gives a batch for real forward passes; default: none run.",
+        ),
     ] = None,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="Number of processes that the run will have.")
+        int | None,
+        typer.Option(min=1, help="Number of processes that the run will have; default: not known."),
     ] = None,
     pairs: Annotated[
         int, typer.Option(min=2, help="Passes timed with, and as many without, the monitor.")
     ] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
-    strict: Annotated[bool, typer.Option(help="Exit code 1 where there are findings.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit code 1 where there are findings.")
+    ] = False,
 ) -> None:
     """Check settings and a model before a long run; nothing is trained, no file is written.
 

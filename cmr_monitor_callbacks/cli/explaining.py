@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cmr_monitor_callbacks.cli.runs import opened, told
+from cmr_monitor_callbacks.catalogue import BY_NAME
+from cmr_monitor_callbacks.cli.runs import Json, NamedRun, opened
+from cmr_monitor_callbacks.cli.terminal import output, say_json
 from cmr_monitor_callbacks.reports.explaining import Explanation
 from cmr_monitor_callbacks.reports.explaining import explain as explain_name
 
 
+def _completed(begun: str) -> list[str]:
+    """Names for the shell to choose from."""
+    return [name for name in BY_NAME if name.startswith(begun)]
+
+
 def explain(
-    run: Annotated[Path, typer.Argument(help="A run's log folder, or a history file.")],
-    name: Annotated[str, typer.Argument(help="Name of a number or of a rule.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    run: NamedRun,
+    name: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=_completed,
+            help="A number (storage_efficiency), one of a layer (storage_efficiency/layer_04), its "
+            "tag in TensorBoard, or a rule.",
+        ),
+    ],
+    as_json: Json = False,
 ) -> None:
-    """Explain one number or rule: its source, its newest value, why no data, why it is silent."""
-    with opened(run) as history, told():
+    """Explain a number or a rule: where it comes from, its value, why no data, why it is silent."""
+    with opened(run) as history:
         found = explain_name(history, name)
-    if as_json:
-        print(json.dumps(asdict(found)))
-    else:
-        _show(found)
+        if as_json:
+            say_json(asdict(found))
+        else:
+            _show(found)
 
 
 def _show(found: Explanation) -> None:
-    console = Console()
+    console = output()
     console.print(Text(f"{found.kind} {found.name}", style="bold"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     for heading, fact in found.facts.items():

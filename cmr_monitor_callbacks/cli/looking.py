@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import signal
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,53 +12,111 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from cmr_monitor_callbacks.cli.runs import Range, Run, Session, find_run, opened, told
+from cmr_monitor_callbacks.cli.runs import (
+    Json,
+    Range,
+    Run,
+    Session,
+    check_range,
+    find_run,
+    opened,
+    told,
+)
+from cmr_monitor_callbacks.cli.terminal import output, say, say_json
 from cmr_monitor_callbacks.cli.views import status_view, watch_view
 from cmr_monitor_callbacks.history import HistoryError, RunHistory
 from cmr_monitor_callbacks.reports import report_of
 
+_LAST_LOOKS = 3
+"""Looks after which a run is over or its store gone: a fit may be followed by a test at once, and
+another process may replace a file."""
+
 
 def status(
-    run: Run = None,
-    time_range: Range = None,
-    session: Session = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The JSON report.")] = False,
+    run: Run = None, time_range: Range = None, session: Session = None, as_json: Json = False
 ) -> None:
-    """Show how a run stands: health, layers, alerts. Exit code 1 where it is critical."""
+    """Show how a run stands: health, layers, alerts, errors, and where the time goes.
+
+    Exit code 0: not critical; 1: critical; 2: no answer.
+    """
+    with told():
+        check_range(time_range)
     with opened(run, session) as history:
         report = report_of(history, time_range)
         if as_json:
-            print(json.dumps(report, allow_nan=False))
+            say_json(report)
         else:
-            Console().print(status_view(history, time_range))
+            assert history.path is not None
+            say(str(history.path.parent))
+            console = output()
+            console.print(status_view(history, report, console.width))
     raise typer.Exit(1 if report["system_health"] == "critical" else 0)
 
 
 def watch(
     run: Run = None,
     time_range: Range = "30m",
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option(help="Show it once and end.")] = False,
+    interval: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time between two looks.")
+    ] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Show it once and end.")] = False,
 ) -> None:
-    """Watch a running job: the newest windows as lines, health and alerts. Ctrl-C ends it."""
-    console = Console()
+    """Watch a running job: health, alerts, and the newest windows of each layer as lines of blocks.
+
+    It ends with the run, which it then leaves on the screen, and with Ctrl-C. Where the output is
+    no terminal it shows the run once.
+    """
+    console = output()
     with told():
+        check_range(time_range)
         path = find_run(run)
-
-        def look() -> RenderableType:
-            with RunHistory(path) as history:
-                return watch_view(history, time_range, console.width)
-
-        if once:
-            console.print(look())
+        if once or not console.is_terminal:
+            console.print(_look(path, time_range, console)[0])
             return
-        with Live(look(), console=console, auto_refresh=False, screen=True) as live:
+        signal.signal(signal.SIGTERM, _end)
+        try:
+            _follow(path, time_range, interval, console)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        console.print(_look(path, time_range, console)[0])
+
+
+def _end(number: int, frame: object) -> None:
+    """A signal that would leave the terminal without its cursor ends the command in order."""
+    raise SystemExit(128 + number)
+
+
+def _look(path: Path, time_range: Range, console: Console) -> tuple[RenderableType, bool]:
+    """What is to be seen now, and whether the run goes on."""
+    with RunHistory(path) as history:
+        view = watch_view(history, time_range, console.width)
+        sessions = history.sessions()
+        return view, not sessions or sessions[-1]["state"] in ("running", "unknown")
+
+
+def _follow(path: Path, time_range: Range, interval: float, console: Console) -> None:
+    """Look again and again until the run is over.
+
+    Raises:
+        HistoryError: the store is gone, or cannot be read any more.
+    """
+    view, _ = _look(path, time_range, console)
+    left = _LAST_LOOKS
+    live = Live(view, console=console, auto_refresh=False, screen=True)
+    try:  # as a context manager it would not stop what an interrupt ends while it starts
+        live.start(refresh=True)
+        while True:
             try:
-                while True:
-                    time.sleep(interval)
-                    try:
-                        live.update(look(), refresh=True)
-                    except HistoryError as error:  # locked for a moment, or replaced
-                        live.update(Text(str(error), style="red"), refresh=True)
-            except KeyboardInterrupt:
-                return
+                view, goes_on = _look(path, time_range, console)
+                error = None
+            except HistoryError as found:  # locked for a while, or gone
+                view, goes_on, error = Text(str(found), style="red"), path.exists(), found
+            live.update(view, refresh=True)
+            left = _LAST_LOOKS if goes_on else left - 1
+            if left <= 0:
+                break
+            time.sleep(interval)
+    finally:
+        live.stop()
+    if error is not None:
+        raise error

@@ -3,55 +3,80 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from cmr_monitor_callbacks.cli.terminal import complain
+from cmr_monitor_callbacks.config.spans import parse_duration
 from cmr_monitor_callbacks.errors import CMRMonitorError
 from cmr_monitor_callbacks.history import HistoryError, RunHistory
 from cmr_monitor_callbacks.history.reading import FILE
 
-UNREADABLE: Final = 2
-"""Exit code where a run or a file cannot be read."""
+TROUBLE: Final = 2
+"""Exit code where there is no answer: no such run, a store that cannot be used, a wrong argument.
+As with diff and grep, 1 is an answer."""
 _SKIPPED: Final = {".git", ".venv", "node_modules", "__pycache__", "site-packages"}
+_WHERE: Final = "A run's log folder, a folder above it (its newest run), or a history file"
 Run = Annotated[
     Path | None,
     typer.Argument(
-        help="A run's log folder, a folder above it, or a history file; default: the newest run "
-        "under this folder.",
+        help=f"{_WHERE}; default: the newest run under this folder.",
         show_default=False,
+        readable=False,  # that it is not is said as of other runs that cannot be used
     ),
 ]
+NamedRun = Annotated[Path, typer.Argument(help=f"{_WHERE}.", readable=False)]
 Range = Annotated[
     str | None,
-    typer.Option("--range", help="The last part of the run, such as 1h or 30m; default: all."),
+    typer.Option(
+        "--range",
+        metavar="DURATION",
+        help="Only the last part of the run, before its newest window: such as 90s, 30m, 1h or "
+        "2d; default: all.",
+    ),
 ]
 Session = Annotated[
     int | None,
-    typer.Option(help="Of a folder that several processes wrote: which; default: all as one run."),
+    typer.Option(
+        help="Only what one process wrote, by its number from 1, where a run was resumed in its "
+        "folder; default: all of them as one run.",
+    ),
 ]
+Json = Annotated[bool, typer.Option("--json", help="JSON, for programs, instead of text.")]
 
 
 def stores_under(folder: Path) -> list[Path]:
-    """Every store under a folder, the one written last first."""
+    """Every store under a folder, the one written last first.
+
+    Raises:
+        OSError: there is none, and a folder cannot be looked into.
+    """
     found: list[tuple[float, Path]] = []
-    for at, folders, files in os.walk(folder):
+    refused: list[OSError] = []
+    for at, folders, files in os.walk(folder, onerror=refused.append):
         folders[:] = [name for name in folders if name not in _SKIPPED]
         if FILE in files:
             path = Path(at) / FILE
             found.append((written(path), path))
+    if refused and not found:
+        raise refused[0]
     return [path for _, path in sorted(found, key=lambda item: (-item[0], item[1]))]
 
 
 def written(path: Path) -> float:
     """When a store was last written, seconds since the Unix epoch."""
-    files = (path, path.with_name(f"{path.name}-wal"))
-    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    times = [0.0]
+    for file in (path, path.with_name(f"{path.name}-wal")):
+        try:
+            times.append(file.stat().st_mtime)
+        except OSError:  # gone since, or there is no log
+            continue
+    return max(times)
 
 
 def find_run(run: Path | None) -> Path:
@@ -59,12 +84,15 @@ def find_run(run: Path | None) -> Path:
 
     Raises:
         HistoryError: there is none; the message says where it was looked for.
+        OSError: the folder cannot be looked into.
     """
-    if run is not None and run.is_file():
-        return run
     folder = Path() if run is None else run
-    if not folder.exists():
-        raise HistoryError(f"there is no run at {str(folder)!r}")
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise HistoryError(f"there is no run at {str(folder)!r}") from None
+    if not folder.is_dir():
+        return folder
     if (folder / FILE).is_file():
         return folder / FILE
     found = stores_under(folder)
@@ -78,17 +106,53 @@ def find_run(run: Path | None) -> Path:
 
 @contextmanager
 def opened(run: Path | None, session: int | None = None) -> Iterator[RunHistory]:
-    """The history of the run that is meant; what goes wrong is one red line and exit code 2."""
-    with told(), RunHistory(find_run(run), session) as history:
-        yield history
+    """The history of the run that is meant; what goes wrong is one line and an exit code."""
+    with told(), RunHistory(find_run(run)) as history:
+        if session is None:
+            yield history
+            return
+        known = [s["session"] for s in history.sessions()]
+        if session not in known:
+            listing = ", ".join(map(str, known)) or "none: no process has written it yet"
+            raise ValueError(f"--session must be one of {listing}, got {session}")
+        assert history.path is not None
+        with RunHistory(history.path, session) as one:
+            yield one
+
+
+def check_range(time_range: str | None) -> None:
+    """Say of a range that cannot be read what is allowed.
+
+    Raises:
+        ValueError: it is no length of time.
+    """
+    if time_range is None:
+        return
+    try:
+        parse_duration(time_range)
+    except ValueError:
+        raise ValueError(
+            f"--range must be a length of time such as 90s, 30m, 1h or 2d, got {time_range!r}"
+        ) from None
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """An error of this package is a line for people, not a traceback."""
+    """What goes wrong is a line for people and an exit code, not a traceback."""
     try:
         yield
-    except (CMRMonitorError, ValueError, KeyError, OSError) as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        Console(stderr=True).print(escape(str(text)), style="red", soft_wrap=True, highlight=False)
-        raise typer.Exit(UNREADABLE) from None
+    except BrokenPipeError:  # who reads has had enough, as `head` has: the framework ends quietly
+        raise
+    except HistoryError as error:
+        complain(str(error))
+        raise typer.Exit(TROUBLE) from None
+    except (ValueError, KeyError) as error:  # a setting, a range, a name
+        complain(str(error.args[0] if isinstance(error, KeyError) and error.args else error))
+        raise typer.Exit(TROUBLE) from None
+    except OSError as error:
+        name = "" if error.filename is None else f"{str(error.filename)!r}: "
+        complain(f"{name}{error.strerror or error}")
+        raise typer.Exit(TROUBLE) from None
+    except (CMRMonitorError, sqlite3.Error) as error:
+        complain(str(error))
+        raise typer.Exit(TROUBLE) from None

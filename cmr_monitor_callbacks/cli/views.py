@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
 from rich.console import Group, RenderableType
@@ -15,12 +13,19 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, Kind
+from cmr_monitor_callbacks.catalogue import BY_NAME
+from cmr_monitor_callbacks.cli.sparklines import (
+    BY_LAYER,
+    OF_WHOLE,
+    layer_lines,
+    left_out,
+    whole_lines,
+)
 from cmr_monitor_callbacks.health import reported_name
-from cmr_monitor_callbacks.history import RunHistory, Series
+from cmr_monitor_callbacks.history import RunHistory
 from cmr_monitor_callbacks.history.columns import SeriesKey
 from cmr_monitor_callbacks.history.reading import Range
-from cmr_monitor_callbacks.reports.contents import report_of, value_over
+from cmr_monitor_callbacks.reports.contents import report_of
 from cmr_monitor_callbacks.reports.numbers import shown
 
 _STYLE: Final = {
@@ -31,50 +36,20 @@ _STYLE: Final = {
     "unknown": "bright_black",
 }
 _STATES: Final = {"running": "green", "ended": "default", "died": "red", "unknown": "yellow"}
-_BARS: Final = " ▁▂▃▄▅▆▇█"
-_WATCHED: Final = (
-    ("stored", "storage_efficiency"),
-    ("full", "utilization_rate"),
-    ("evicted", "eviction_count"),
-    ("recon.", "avg_reconstruction_time"),
-)
-_WHOLE: Final = ("throughput", "step_time", "data_wait_share", "cache_hit_rate", "error_rate")
+_RANK: Final = {"warning": 1, "error": 2, "critical": 3}
+_MOST_ALERTS: Final = 8
 
 
-def sparkline(values: Sequence[float], width: int, top: float | None = None) -> str:
-    """Values as a line of blocks, the newest last; a gap where there is no data.
-
-    Args:
-        values: the oldest first.
-        width: characters; of more values the newest.
-        top: what a full block stands for; None: the greatest value.
-
-    >>> sparkline([0.0, 0.5, 1.0, math.nan], 4)
-    '▁▅█ '
-    """
-    newest = np.asarray(values, dtype=float)[-width:]
-    given = newest[np.isfinite(newest)]
-    greatest = top if top is not None else float(given.max(initial=0.0))
-    out = []
-    for value in newest:
-        if not math.isfinite(value):
-            out.append(" ")
-        elif greatest <= 0:
-            out.append(_BARS[1])
-        else:
-            share = min(1.0, max(0.0, value / greatest))
-            out.append(_BARS[1 + round(share * (len(_BARS) - 2))])
-    return "".join(out).rjust(width)
-
-
-def status_view(history: RunHistory, time_range: Range = None) -> RenderableType:
+def status_view(
+    history: RunHistory, report: Mapping[str, Any], width: int = 100, now: float | None = None
+) -> RenderableType:
     """A run as it stands: health, layers, alerts and where the time goes."""
-    report = report_of(history, time_range)
+    age = _age(history, report, time.time() if now is None else now)
     return Group(
-        _headline(report),
+        _headline(report, age),
         Text(report["bottleneck"]["sentence"]),
         *_components(report),
-        *_layer_table(report),
+        *_layer_table(report, width),
         *_open(report),
         *_error_lines(report),
     )
@@ -85,23 +60,28 @@ def watch_view(
 ) -> RenderableType:
     """A running job at a glance: the newest windows as lines of blocks, health and alerts."""
     report = report_of(history, time_range)
-    keys = [SeriesKey("train", name) for name in _WHOLE]
+    keys = [SeriesKey("train", name) for name in OF_WHOLE]
     layers = history.layers()
-    keys += [SeriesKey("train", name, layer) for layer in layers for _, name in _WATCHED]
+    keys += [SeriesKey("train", name, layer) for layer in layers for _, name in BY_LAYER]
     found = history.many(keys, time_range, max_points=2000)
-    room = max(8, min(24, (width - 12) // len(_WATCHED) - 12))
-    age = _age(history, time.time() if now is None else now)
+    age = _age(history, report, time.time() if now is None else now)
     return Group(
         Panel(
             Group(_headline(report, age), *_components(report)),
-            title=str(report["run"].get("folder") or "run"),
+            title=Text(_place(history, width - 8)),
             border_style=_STYLE[report["system_health"]],
         ),
-        _whole_lines(found, max(8, width // 2 - 30)),
-        _layer_lines(found, layers, room),
-        *_open(report),
+        *_open(report, _MOST_ALERTS),  # above the layers: a terminal may have few lines
         *_error_lines(report),
+        whole_lines(found, max(8, width // 2 - 30)),
+        layer_lines(found, layers, width),
     )
+
+
+def _place(history: RunHistory, room: int) -> str:
+    """The run's folder; of a long one its end, which tells runs apart."""
+    place = "run" if history.path is None else str(history.path.parent)
+    return place if len(place) <= room else f"…{place[-max(1, room - 1) :]}"
 
 
 def _headline(report: Mapping[str, Any], age: str = "") -> Text:
@@ -124,12 +104,24 @@ def _headline(report: Mapping[str, Any], age: str = "") -> Text:
     return line
 
 
-def _age(history: RunHistory, now: float) -> str:
+def _age(history: RunHistory, report: Mapping[str, Any], now: float) -> str:
+    """How long ago the newest window ended; of a run that is over nobody asks."""
     newest = history.last()
-    if newest is None:
+    if newest is None or report["run"].get("state") == "ended":
         return ""
-    seconds = max(0.0, now - newest[1])
-    return f"last window {seconds:.0f} s ago"
+    return f"last window {ago(max(0.0, now - newest[1]))} ago"
+
+
+def ago(seconds: float) -> str:
+    """A length of time in its largest unit.
+
+    >>> ago(4.2), ago(100), ago(7200), ago(200000)
+    ('4 s', '100 s', '2 h', '2 d')
+    """
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _components(report: Mapping[str, Any]) -> list[RenderableType]:
@@ -147,8 +139,8 @@ def _components(report: Mapping[str, Any]) -> list[RenderableType]:
     return [Columns(texts, padding=(0, 2))]
 
 
-def _layer_table(report: Mapping[str, Any]) -> list[RenderableType]:
-    heads = (
+def _layer_table(report: Mapping[str, Any], width: int) -> list[RenderableType]:
+    known = (
         *(("stored", "states_stored"), ("share", "storage_efficiency"), ("held", "total_entries")),
         *(("full", "utilization_rate"), ("evicted", "eviction_count")),
         *(("hits", "retrieval_hit_rate"), ("recon.", "total_reconstructions")),
@@ -156,31 +148,44 @@ def _layer_table(report: Mapping[str, Any]) -> list[RenderableType]:
     )
     columns = [
         (head, name)
-        for head, name in heads
+        for head, name in known
         if any(values.get(name) is not None for values in report["layers"].values())
     ]
     if not columns:
         return []
+    rows = [
+        [layer, *(shown(values.get(name), BY_NAME[name].unit) for _, name in columns)]
+        for layer, values in report["layers"].items()
+    ]
+    heads = ("layer", *(head for head, _ in columns))
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    fitting = [sum(widths[: i + 1]) + 2 * i + 4 <= width for i in range(len(heads))]
+    most = max(2, sum(fitting))
     table = Table(box=SIMPLE_HEAD, title="Memory by layer", padding=(0, 1, 0, 0))
-    table.add_column("layer")
-    for head, _ in columns:
+    table.add_column("layer", overflow="fold")
+    for head in heads[1:most]:
         table.add_column(head, justify="right", no_wrap=True)
-    for layer, values in report["layers"].items():
-        cells = [shown(values.get(name), BY_NAME[name].unit) for _, name in columns]
-        table.add_row(Text(layer), *cells)
-    return [table]
+    for row in rows:
+        table.add_row(*row[:most])
+    return [table, *left_out(heads[most:])]
 
 
-def _open(report: Mapping[str, Any]) -> list[RenderableType]:
+def _open(report: Mapping[str, Any], most: int | None = None) -> list[RenderableType]:
+    """A line for each alert that fires, the worst first."""
     firing, pending = report["alerts"]["firing"], report["alerts"]["pending"]
+    over = report["run"].get("state") in ("ended", "died")
     if not firing and not pending:
-        return [Text("No alert is firing.", style="green")]
+        text = "No alert was firing at the end." if over else "No alert is firing."
+        return [Text(text, style="green")]
+    worst = sorted(firing, key=lambda row: -_RANK.get(row["severity"], 0))
     lines: list[RenderableType] = []
-    for row in firing:
+    for row in worst[:most]:
         line = Text(f"{row['severity'] or ''} ", style=_STYLE.get(row["severity"], "red"))
         line.append(f"{row['rule']} since step {row['step']}: ", style="bold")
         line.append(row["message"], style="default")
         lines.append(line)
+    if len(worst) > len(lines):
+        lines.append(Text(f"and {len(worst) - len(lines)} more alerts"))
     if pending:
         names = ", ".join(dict.fromkeys(row["rule"] for row in pending))
         lines.append(Text(f"pending: {names}", style="bright_black"))
@@ -202,58 +207,4 @@ def _error_lines(report: Mapping[str, Any]) -> list[RenderableType]:
     return [*lines, *([Text(f"and {more} more kinds of error")] if more > 0 else [])]
 
 
-def _whole_lines(found: Mapping[SeriesKey, Series], room: int) -> RenderableType:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name in _WHOLE:
-        series = found[SeriesKey("train", name)]
-        if len(series):
-            unit = BY_NAME[name].unit
-            now = shown(float(series.last[-1]), unit)
-            top = 1.0 if unit == "1" and name == "cache_hit_rate" else None
-            line = Text(sparkline(series.value.tolist(), room, top), style="cyan")
-            table.add_row(Text(name), Text(now, justify="right"), line)
-    return table
-
-
-def _layer_lines(
-    found: Mapping[SeriesKey, Series], layers: Sequence[Any], room: int
-) -> RenderableType:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("layer", no_wrap=True, min_width=5)
-    shown_columns = [
-        (head, name)
-        for head, name in _WATCHED
-        if any(len(found[SeriesKey("train", name, layer)]) for layer in layers)
-    ]
-    for head, _ in shown_columns:
-        table.add_column(head, no_wrap=True)
-    for layer in layers:
-        cells = []
-        for _, name in shown_columns:
-            series = found[SeriesKey("train", name, layer)]
-            cells.append(_cell(series, name, room))
-        table.add_row(Text(str(layer)), *cells)
-    return table
-
-
-def _cell(series: Series, name: str, room: int) -> Text:
-    if not len(series):
-        return Text("–")
-    info = BY_NAME[name]
-    counter = info.kind is Kind.COUNTER
-    values = series.added if counter else series.value
-    unit = info.unit
-    newest = float(values[-1]) if counter else value_over_last(series)
-    line = Text(f"{shown(newest, unit):>8} ")
-    top = 1.0 if unit == "1" else None
-    line.append(sparkline(values.tolist(), room, top), style="cyan")
-    return line
-
-
-def value_over_last(series: Series) -> float:
-    """The newest value that is one; NaN without data."""
-    given = series.last[np.isfinite(series.last)]
-    return float(given[-1]) if len(given) else math.nan
-
-
-__all__ = ["sparkline", "status_view", "value_over", "watch_view"]
+__all__ = ["status_view", "watch_view"]

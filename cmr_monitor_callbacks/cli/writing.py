@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from cmr_monitor_callbacks.cli.runs import Range, Run, Session, opened
+from cmr_monitor_callbacks.cli.runs import Range, Run, Session, check_range, opened, told
+from cmr_monitor_callbacks.cli.terminal import say
 from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.history import RunHistory
 from cmr_monitor_callbacks.reports import report_of
@@ -19,6 +18,7 @@ from cmr_monitor_callbacks.reports.page import to_html
 from cmr_monitor_callbacks.reports.tables import export as write_tables
 
 _FORMS = ("md", "json", "html")
+_TABLES = ("csv", "parquet")
 
 
 def report(
@@ -27,28 +27,38 @@ def report(
     session: Session = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A file: .md, .json or .html; default: the terminal."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="A file (.md, .json or .html), written over; default: standard output.",
+        ),
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", help="md, json or html; default: by the file's name, else md."),
+        typer.Option(
+            "--format",
+            metavar="md|json|html",
+            help="Form of the report; default: by the file's name, else md.",
+        ),
     ] = None,
 ) -> None:
-    """Write a report on a run."""
+    """Write a report on a run: Markdown, JSON or one HTML page."""
+    with told():
+        chosen = form or ("md" if output is None else output.suffix.lstrip(".").lower() or "md")
+        _check("--format", chosen, _FORMS)
+        check_range(time_range)
     with opened(run, session) as history:
-        chosen = form or ("md" if output is None else output.suffix.lstrip(".") or "md")
-        if chosen not in _FORMS:
-            raise ConfigError(f"format must be one of them, got {chosen!r}; {_hint(chosen)}")
         text = _text(history, chosen, time_range)
         if output is None:
             print(text)
             return
         output.write_text(text, encoding="utf-8")
-    Console().print(f"Wrote {escape(str(output))}", soft_wrap=True, highlight=False)
+    say(f"Wrote {output}")
 
 
-def _hint(form: str) -> str:
-    return nearest(form, _FORMS)
+def _check(option: str, form: str, forms: tuple[str, ...]) -> None:
+    if form not in forms:
+        raise ConfigError(f"{option} must be one of them, got {form!r}; {nearest(form, forms)}")
 
 
 def _text(history: RunHistory, form: str, time_range: str | None) -> str:
@@ -62,12 +72,25 @@ def _text(history: RunHistory, form: str, time_range: str | None) -> str:
 
 def export(
     run: Run = None,
-    folder: Annotated[Path, typer.Option("--to", help="Folder of the files.")] = Path("export"),
-    form: Annotated[str, typer.Option("--format", help="csv or parquet.")] = "csv",
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "--to", help="Folder of the files, made where it is not there; they are written over."
+        ),
+    ] = Path("export"),
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="csv|parquet", help="Form of the files; parquet needs pyarrow."
+        ),
+    ] = "csv",
     time_range: Range = None,
     session: Session = None,
 ) -> None:
-    """Write a run's numbers, health, alerts, errors and resources as CSV or Parquet."""
+    """Write a run's numbers, health, alerts, errors and resources as CSV or Parquet files."""
+    with told():
+        _check("--format", form, _TABLES)
+        check_range(time_range)
     with opened(run, session) as history:
         for path in write_tables(history, folder, time_range, form):
-            Console().print(escape(str(path)), soft_wrap=True, highlight=False)
+            say(str(path))

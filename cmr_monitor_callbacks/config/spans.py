@@ -40,10 +40,10 @@ def parse_duration(text: str | float | int) -> float:
     >>> parse_duration("30m"), parse_duration(2.5)
     (1800.0, 2.5)
     """
-    amount, unit = parse_span(text)
-    if unit != "seconds":
-        raise ValueError(f"must be a duration like '30s' or '10m', got {text!r}")
-    return amount
+    found = _SPAN.fullmatch(str(text))
+    if found is None or (found[2] or "s") not in _SECONDS:
+        raise ValueError(f"must be a duration like '30s', '10m', '12h' or '2d', got {text!r}")
+    return parse_span(text)[0]
 
 
 def _check_span(value: str | float) -> str | float:

@@ -6,7 +6,9 @@ import json
 import math
 import socket
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -65,6 +67,7 @@ class RunHistory:
         self._session = session
         if session is not None and session not in {s["session"] for s in self.sessions()}:
             known = ", ".join(str(s["session"]) for s in self.sessions())
+            self.close()
             raise HistoryError(f"session must be one of {known}, got {session}")
 
     def close(self) -> None:
@@ -82,6 +85,14 @@ class RunHistory:
         try:
             return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
+            raise unreadable(self.path or Path(":memory:"), error) from None
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """What SQLite gives but nobody wrote so: a damaged store, whose checks are few."""
+        try:
+            yield
+        except (zlib.error, ValueError, TypeError, IndexError, OverflowError) as error:
             raise unreadable(self.path or Path(":memory:"), error) from None
 
     def consistent(self, read: Callable[[], T]) -> T:
@@ -127,24 +138,8 @@ class RunHistory:
             "SELECT id, started, ended, outcome, host, pid, world_size, git_commit, versions, "
             "config, sources, watches FROM sessions ORDER BY id"
         )
-        return [
-            {
-                "session": row[0],
-                "started": row[1],
-                "ended": row[2],
-                "outcome": row[3],
-                "state": _state(row[2], row[4], row[5]),
-                "host": row[4],
-                "pid": row[5],
-                "world_size": row[6],
-                "git_commit": row[7],
-                "versions": json.loads(row[8]),
-                "config": json.loads(row[9]),
-                "sources": json.loads(row[10]),
-                "watches": row[11],
-            }
-            for row in rows
-        ]
+        with self._decoding():
+            return [_session(row) for row in rows]
 
     # -- numbers ------------------------------------------------------------------------------
 
@@ -194,19 +189,29 @@ class RunHistory:
     def _read(
         self, keys: Sequence[SeriesKey], time_range: Range, max_points: int | None
     ) -> dict[SeriesKey, Series]:
-        ids = self._ids()
         out = {}
         for stage in dict.fromkeys(key.stage for key in keys):
-            wanted = [key for key in keys if key.stage == stage]
-            stretches = self._stretches(stage, self.bounds(time_range, stage), max_points)
-            numbers = {ids[key]: key for key in wanted if key in ids}
-            found: dict[SeriesKey, list[list[Array]]] = {key: [] for key in wanted}
-            for stretch in stretches:
-                for number, columns in stretch.read(self._rows, list(numbers)).items():
-                    found[numbers[number]].append(columns)
-            for key in wanted:
-                out[key] = put_together(key, found[key])
+            bounds = self.bounds(time_range, stage)
+            with self._decoding():
+                wanted = [key for key in keys if key.stage == stage]
+                out.update(self._read_stage(stage, wanted, bounds, max_points))
         return {key: out[key] for key in keys}
+
+    def _read_stage(
+        self,
+        stage: str,
+        wanted: Sequence[SeriesKey],
+        bounds: tuple[float, float],
+        max_points: int | None,
+    ) -> dict[SeriesKey, Series]:
+        ids = self._ids()
+        stretches = self._stretches(stage, bounds, max_points)
+        numbers = {ids[key]: key for key in wanted if key in ids}
+        found: dict[SeriesKey, list[list[Array]]] = {key: [] for key in wanted}
+        for stretch in stretches:
+            for number, columns in stretch.read(self._rows, list(numbers)).items():
+                found[numbers[number]].append(columns)
+        return {key: put_together(key, found[key]) for key in wanted}
 
     def bounds(self, time_range: Range, stage: str = "train") -> tuple[float, float]:
         """From when until when a range is, in seconds since the Unix epoch."""
@@ -309,7 +314,8 @@ class RunHistory:
                     return self._moment(stretch, int(hits[-1]), keys)
             raise HistoryError(f"no window of {stage} had ended by step {step}")
 
-        return self.consistent(read)
+        with self._decoding():
+            return self.consistent(read)
 
     def _moment(self, stretch: Stretch, at: int, keys: Sequence[SeriesKey]) -> Moment:
         ids = self._ids()
@@ -474,6 +480,24 @@ def find_store(path: Path) -> Path:
     if path.is_dir():
         return path / FILE
     return path
+
+
+def _session(row: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "session": row[0],
+        "started": row[1],
+        "ended": row[2],
+        "outcome": row[3],
+        "state": _state(row[2], row[4], row[5]),
+        "host": row[4],
+        "pid": row[5],
+        "world_size": row[6],
+        "git_commit": row[7],
+        "versions": json.loads(row[8]),
+        "config": json.loads(row[9]),
+        "sources": json.loads(row[10]),
+        "watches": row[11],
+    }
 
 
 def _state(ended: float | None, host: str, pid: int) -> str:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cmr_monitor_callbacks.config.history import BLOCK, HistoryConfig
 from cmr_monitor_callbacks.history.blocks import TIERS
-from cmr_monitor_callbacks.history.schema import open_to_write, transaction
+from cmr_monitor_callbacks.history.schema import (
+    BUSY,
+    leave_one_file,
+    open_to_read,
+    open_to_write,
+    transaction,
+    unreadable,
+)
 
 _ALERTS_KEPT: Final = 100_000
 _MIB: Final = 2**20
@@ -26,6 +35,13 @@ def retain(connection: sqlite3.Connection, config: HistoryConfig, now: float) ->
     Returns:
         number of blocks and windows deleted.
     """
+    deleted = _delete_all(connection, config, now)
+    if deleted:
+        _give_back(connection)
+    return deleted
+
+
+def _delete_all(connection: sqlite3.Connection, config: HistoryConfig, now: float) -> int:
     deleted = _delete_windows(connection, config, now)
     deleted += _delete(connection, _too_old(connection, config, now))
     deleted += _delete(connection, _too_many(connection, config))
@@ -39,30 +55,93 @@ def retain(connection: sqlite3.Connection, config: HistoryConfig, now: float) ->
         if oldest is None:
             break
         deleted += _delete(connection, [oldest[0]])
-    if deleted:
-        _give_back(connection)
     return deleted
 
 
-def prune(path: Path, config: HistoryConfig, now: float) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Contents:
+    """What a store has, of all stages together.
+
+    Attributes:
+        exact: windows that are kept exactly.
+        summarised: windows of which a summary alone is kept.
+        size: bytes in use.
+    """
+
+    exact: int
+    summarised: int
+    size: int
+
+
+def prune(
+    path: Path, config: HistoryConfig, now: float, *, dry: bool = False
+) -> tuple[Contents, Contents]:
     """Apply limits to a store by hand, and give the room back; also while it is being written.
 
+    Args:
+        path: of the store.
+        config: the limits.
+        now: seconds since the Unix epoch.
+        dry: only find out what would be deleted.
+
     Returns:
-        bytes before and after.
+        what is in it before and after.
 
     Raises:
-        HistoryError: it is no store, or of a newer version.
-        sqlite3.Error: it cannot be written.
+        HistoryError: it is no store, of a newer version, damaged, or cannot be written.
     """
+    try:
+        with closing(open_to_read(path)) as connection:  # no store is made of an empty file
+            _check(connection)
+        return _try(path, config, now) if dry else _apply(path, config, now)
+    except sqlite3.Error as error:
+        raise unreadable(path, error) from None
+
+
+def _apply(path: Path, config: HistoryConfig, now: float) -> tuple[Contents, Contents]:
     connection = open_to_write(path)
     try:
-        before = path.stat().st_size
+        before = contents_of(connection)
         retain(connection, config, now)
         _give_back(connection)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        return before, path.stat().st_size
+        after = contents_of(connection)
+        leave_one_file(connection)
+        return before, after
     finally:
         connection.close()
+
+
+def _try(path: Path, config: HistoryConfig, now: float) -> tuple[Contents, Contents]:
+    """Delete it all, look, and take it back; the file itself is not touched."""
+    connection = sqlite3.connect(path, BUSY, isolation_level=None)
+    try:
+        connection.execute("PRAGMA cache_spill = OFF")
+        connection.execute("BEGIN IMMEDIATE")
+        before = contents_of(connection)
+        _delete_all(connection, config, now)
+        after = contents_of(connection)
+        connection.execute("ROLLBACK")
+        return before, after
+    finally:
+        connection.close()
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Delete nothing of a damaged store: what is left of it may be saved yet."""
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError("it is damaged")
+
+
+def contents_of(connection: sqlite3.Connection) -> Contents:
+    """What a store has now."""
+    (plain,) = connection.execute("SELECT count(*) FROM windows").fetchone()
+    packed: dict[tuple[str, int], bool] = {}
+    for stage, first, tier in connection.execute("SELECT stage, first_window, tier FROM blocks"):
+        packed[stage, first] = packed.get((stage, first), False) or tier == 0
+    exact = sum(packed.values()) * BLOCK
+    return Contents(plain + exact, len(packed) * BLOCK - exact, size_of(connection))
 
 
 def _give_back(connection: sqlite3.Connection) -> None:
@@ -116,7 +195,7 @@ def _too_many(connection: sqlite3.Connection, config: HistoryConfig) -> list[int
 
 def _delete(connection: sqlite3.Connection, blocks: Sequence[int]) -> int:
     if blocks:
-        with transaction(connection):
+        with nullcontext() if connection.in_transaction else transaction(connection):
             ids = [(block,) for block in blocks]
             connection.executemany("DELETE FROM columns WHERE block = ?", ids)
             connection.executemany("DELETE FROM blocks WHERE id = ?", ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -197,15 +198,17 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     Raises:
         HistoryError: there is none, or it cannot be read; the message says what to do.
     """
-    if not path.is_file():
-        raise HistoryError(f"there is no history at {str(path)!r}")
-    if path.stat().st_size == 0:
+    if _size(path) == 0:
         raise HistoryError(f"the history {str(path)!r} is empty: the run has ended no window yet")
-    errors = []
+    errors: list[sqlite3.Error] = []
     # where the folder cannot be written, SQLite cannot share a store that somebody else may write
     for options in ("mode=ro", "mode=ro&immutable=1"):
-        uri = f"file:{quote(str(path.resolve()))}?{options}"
-        connection = sqlite3.connect(uri, BUSY, uri=True, check_same_thread=False)
+        uri = f"file:{quote(os.fsencode(path.resolve()))}?{options}"
+        try:
+            connection = sqlite3.connect(uri, BUSY, uri=True, check_same_thread=False)
+        except sqlite3.Error as error:
+            errors.append(error)
+            continue
         try:
             version = _version(connection, str(path))
         except sqlite3.Error as error:
@@ -225,20 +228,35 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     raise unreadable(path, errors[0])
 
 
-def unreadable(path: Path, error: sqlite3.Error) -> HistoryError:
+def _size(path: Path) -> int:
+    """Bytes of a file; SQLite itself would not say why it cannot open one."""
+    try:
+        if not path.is_file():
+            raise HistoryError(f"there is no history at {str(path)!r}")
+        with path.open("rb"):
+            return path.stat().st_size
+    except OSError as error:
+        raise HistoryError(
+            f"the history {str(path)!r} cannot be read: {error.strerror or error}"
+        ) from None
+
+
+def unreadable(path: Path, error: Exception) -> HistoryError:
     """What to say of a store that SQLite cannot read."""
     if _is_locked(error):
         return HistoryError(
             f"the history {str(path)!r} is locked by another process for more than {BUSY:g} s; "
             "try again"
         )
+    if path.name != ":memory:" and not path.exists():
+        return HistoryError(f"there is no history at {str(path)!r}: it was deleted")
     return HistoryError(
         f"the history {str(path)!r} cannot be read ({error}); `sqlite3 {path.name} .recover` may "
         "save what is left of it"
     )
 
 
-def _is_locked(error: sqlite3.Error) -> bool:
+def _is_locked(error: Exception) -> bool:
     return "locked" in str(error) or "busy" in str(error)
 
 

@@ -374,9 +374,19 @@ class HistoryStore:
                 if count >= 2 * self._in_memory:
                     self._drop_oldest(stage)
             elif count >= 2 * BLOCK:
-                self.pack(stage)
+                count = self._count(stage)
+                if count >= BLOCK:
+                    self.pack(stage)
+                    count -= BLOCK
                 retain(self.connection, self._config, now)
-                self._unpacked[stage] = count - BLOCK
+                self._unpacked[stage] = count
+
+    def _count(self, stage: str) -> int:
+        """Windows that are not packed: age, or somebody by hand, may have deleted some."""
+        (count,) = self.connection.execute(
+            "SELECT count(*) FROM windows WHERE session = ? AND stage = ?", (self.session, stage)
+        ).fetchone()
+        return int(count)
 
     def _drop_oldest(self, stage: str) -> None:
         """In memory there is no summary of what is dropped."""

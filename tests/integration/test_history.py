@@ -211,15 +211,13 @@ def test_an_alert_is_acknowledged_from_another_process(tmp_path: Path) -> None:
     class Acknowledges(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
             if trainer.global_step == 8:
-                command = [sys.executable, "-m", "cmr_monitor_callbacks.cli", "ack", "busy"]
                 folder = str(stored(tmp_path).parent)
+                command = [sys.executable, "-m", "cmr_monitor_callbacks.cli", "ack", folder]
                 done = subprocess.run(
-                    [*command, folder, "--wait", "0"], capture_output=True, text=True
+                    [*command, "busy", "--wait", "0"], capture_output=True, text=True
                 )
                 assert done.returncode == 1 and "it takes it at the next" in done.stderr
-                unknown = subprocess.run(
-                    [*command[:-1], "bsuy", folder], capture_output=True, text=True
-                )
+                unknown = subprocess.run([*command, "bsuy"], capture_output=True, text=True)
                 assert unknown.returncode == 2 and "did you mean 'busy'?" in unknown.stderr
 
     trainer(tmp_path, [callback, Acknowledges()]).fit(MemoryModule(), loader(40))

@@ -231,7 +231,8 @@ def test_the_limit_of_age(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite"
     filled(path, range(2 * BLOCK + 10))
     before, after = prune(path, limits(max_age=500.0), START + 2 * BLOCK)
-    assert after < before
+    assert after.size < before.size
+    assert before.exact - after.exact == 1500
     with RunHistory(path) as history:
         steps = history.series("step_time").step
         # a block goes when all of it is too old
@@ -264,7 +265,10 @@ def test_the_limit_of_size(tmp_path: Path) -> None:
         opened.tidy(START)
     end(opened)
     before, after = prune(path, limits(max_size_mb=0.55), START)
-    assert after <= 0.55 * 2**20 < before
+    assert after.size <= 0.55 * 2**20 < before.size
+    assert path.stat().st_size <= 0.56 * 2**20
+    assert (before.exact, before.summarised) == (4 * BLOCK, 0)
+    assert after.exact + after.summarised == 4 * BLOCK and after.summarised > 0
     with RunHistory(path) as history:
         series = history.series("states_stored", 3)
         assert series.step[-1] == 4 * BLOCK - 1
