@@ -20,7 +20,7 @@ from cmr_monitor_callbacks.health import reported_name
 from cmr_monitor_callbacks.history import RunHistory, Series
 from cmr_monitor_callbacks.history.columns import SeriesKey
 from cmr_monitor_callbacks.history.reading import Range
-from cmr_monitor_callbacks.reports.contents import report_of, value_over
+from cmr_monitor_callbacks.reports.contents import report_of
 from cmr_monitor_callbacks.reports.numbers import shown
 
 _STYLE: Final = {
@@ -241,7 +241,8 @@ def _cell(series: Series, name: str, room: int) -> Text:
         return Text("–")
     info = BY_NAME[name]
     counter = info.kind is Kind.COUNTER
-    values = series.added if counter else series.value
+    # a point of a long run stands for several windows
+    values = series.added / np.maximum(series.count, 1) if counter else series.value
     unit = info.unit
     newest = float(values[-1]) if counter else value_over_last(series)
     line = Text(f"{shown(newest, unit):>8} ")
@@ -256,4 +257,4 @@ def value_over_last(series: Series) -> float:
     return float(given[-1]) if len(given) else math.nan
 
 
-__all__ = ["sparkline", "status_view", "value_over", "watch_view"]
+__all__ = ["sparkline", "status_view", "watch_view"]

@@ -47,9 +47,13 @@ class Series:
     def added(self) -> Array:
         """What each point of a counter added to the one before; of the first its whole total.
 
-        A counter that fell, because the totals began anew, added what it stands at.
+        A counter that fell, because the totals began anew, added what it stands at. Points without
+        data add nothing that is known (NaN), and the next one is compared with the last that had.
         """
-        before = np.concatenate(([0.0], self.last[:-1]))[: len(self)]
+        given = ~np.isnan(self.last)
+        newest = np.maximum.accumulate(np.where(given, np.arange(len(self)), -1))
+        earlier = np.concatenate(([-1], newest[:-1]))[: len(self)]
+        before = np.where(earlier >= 0, self.last[earlier], 0.0)
         risen: Array = self.last - before
         return np.where(risen < 0, self.last, risen)
 

@@ -15,12 +15,11 @@ from cmr_monitor_callbacks.history import HistoryError, RunHistory
 from cmr_monitor_callbacks.history.columns import SeriesKey
 from cmr_monitor_callbacks.history.reading import Range
 from cmr_monitor_callbacks.history.series import label_of
-from cmr_monitor_callbacks.reports.contents import iso
+from cmr_monitor_callbacks.reports.contents import RESOURCES
+from cmr_monitor_callbacks.reports.stretch import iso
 
 Columns = dict[str, list[Any]]
 _STATUS: Final = {float(status.code): status.value for status in HealthStatus}
-RESOURCES: Final = "resources"
-"""The stage of samples that no step belongs to."""
 
 
 def export(
