@@ -61,8 +61,13 @@ def health(series: Found) -> list[Figure]:
     return figures
 
 
-def alerts(spans: Sequence[AlertSpan]) -> list[Figure]:
-    """When each alert was firing; of many those that began last."""
+def alerts(spans: Sequence[AlertSpan], steps: tuple[int | None, int | None]) -> list[Figure]:
+    """When each alert was firing, of many those that began last.
+
+    Args:
+        spans: stretches of firing.
+        steps: the first and last of the report's range; None where it has no window.
+    """
     newest = dict.fromkeys(span.label for span in reversed(spans))
     labels = list(newest)[:_MOST_ALERTS]
     if not labels:
@@ -88,6 +93,8 @@ def alerts(spans: Sequence[AlertSpan]) -> list[Figure]:
             )
     drawn = figure("firing alerts", traces, height=120 + 24 * len(labels), wide=True)
     drawn["layout"] |= {"barmode": "overlay", "showlegend": True}
+    if steps[0] is not None and steps[1] is not None and steps[0] < steps[1]:
+        drawn["layout"]["xaxis"]["range"] = list(steps)
     drawn["layout"]["yaxis"] |= {
         "type": "category",
         "categoryorder": "array",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from cmr_monitor_callbacks.catalogue import BY_NAME
-from cmr_monitor_callbacks.reports.numbers import shown, stretch_text
+from cmr_monitor_callbacks.reports.numbers import shown, state_text, stretch_text
 from cmr_monitor_callbacks.reports.spans import alert_label
 
 _LAYER_COLUMNS: Final = (
@@ -42,8 +42,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     lines += [
         f"**{report['system_health']}**"
         + ("" if score is None else f" (score {score:.0f} of 100)")
-        + f", {run.get('state', 'unknown')}"
-        + (f", {_plain(run['outcome'])}" if run.get("outcome") not in (None, "completed") else "")
+        + f", {_plain(state_text(run))}"
         + f". {_plain(report['bottleneck']['sentence'])}",
         "",
         f"{stretch_text(report['range'])}; {run.get('world_size', 1)} process(es) on "

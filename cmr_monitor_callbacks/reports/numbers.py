@@ -58,3 +58,15 @@ def stretch_text(stretch: Mapping[str, Any]) -> str:
         f"{stretch['windows']:,} windows, steps {stretch['first_step']} to {stretch['last_step']}, "
         f"{stretch['from']} to {stretch['to']}"
     )
+
+
+def state_text(run: Mapping[str, Any]) -> str:
+    """How a run stands, and how it ended where that was no good end.
+
+    >>> state_text({"state": "ended", "outcome": "completed"}), state_text({"state": "unknown"})
+    ('ended', 'state unknown')
+    """
+    state = run.get("state", "unknown")
+    outcome = run.get("outcome")
+    text = "state unknown" if state == "unknown" else str(state)
+    return text if outcome in (None, "completed") else f"{text}, {outcome}"

@@ -15,7 +15,7 @@ from cmr_monitor_callbacks.history.reading import Range
 from cmr_monitor_callbacks.reports import charts
 from cmr_monitor_callbacks.reports.contents import RESOURCES, report_of
 from cmr_monitor_callbacks.reports.drawing import Figure
-from cmr_monitor_callbacks.reports.numbers import shown, stretch_text
+from cmr_monitor_callbacks.reports.numbers import shown, state_text, stretch_text
 from cmr_monitor_callbacks.reports.spans import alert_label, alert_spans
 
 _POINTS: Final = 1200
@@ -40,9 +40,7 @@ def to_html(history: RunHistory, time_range: Range = None) -> str:
     except ImportError:
         text = "the HTML report needs plotly: pip install 'cmr-monitor-callbacks[dashboard]'"
         raise HistoryError(text) from None
-    report, sections = history.consistent(
-        lambda: (report_of(history, time_range), _sections(history, time_range))
-    )
+    report, sections = history.consistent(lambda: _read(history, time_range))
     body = [_head(report)]
     for title, note, figures in sections:
         if title == "Trends":
@@ -59,7 +57,12 @@ def to_html(history: RunHistory, time_range: Range = None) -> str:
     )
 
 
-def _sections(history: RunHistory, time_range: Range) -> list[Section]:
+def _read(history: RunHistory, time_range: Range) -> tuple[dict[str, Any], list[Section]]:
+    report = report_of(history, time_range)
+    return report, _sections(history, time_range, report["range"])
+
+
+def _sections(history: RunHistory, time_range: Range, stretch: Mapping[str, Any]) -> list[Section]:
     keys = [*history.list_series("train"), *history.list_series(RESOURCES)]
     found = history.many(keys, time_range, max_points=_POINTS)
     series = {key: one for key, one in found.items() if len(one)}
@@ -68,7 +71,11 @@ def _sections(history: RunHistory, time_range: Range) -> list[Section]:
     band = "the model as a whole; a band spans the least and greatest window of each point."
     return [
         ("Health", "Status of each component over the run, and the score.", charts.health(series)),
-        ("Alerts", "When each alert was firing.", charts.alerts(spans)),
+        (
+            "Alerts",
+            "When each alert was firing.",
+            charts.alerts(spans, (stretch["first_step"], stretch["last_step"])),
+        ),
         ("Trends", f"Over the run: {band}", charts.trends(series, history.marks(time_range))),
         ("Layers", "Which layer earns its memory: a row for each layer.", charts.layers(series)),
         ("Latency", "Quantiles of the time of a call.", charts.latency(series)),
@@ -126,7 +133,7 @@ def _head(report: Mapping[str, Any]) -> str:
         if status != "unknown"
     )
     facts = (
-        f"{run.get('state', 'unknown')}{_outcome(run)}. {stretch_text(stretch)}; "
+        f"{state_text(run)}. {stretch_text(stretch)}; "
         f"{run.get('world_size', 1)} process(es) on {run.get('host') or 'unknown'}, commit "
         f"{(run.get('git_commit') or 'unknown')[:12]}"
     )
@@ -138,10 +145,6 @@ def _head(report: Mapping[str, Any]) -> str:
         f"{html.escape(report['bottleneck']['sentence'])}</p>{badges}</header>"
         f"<div class='cards'>{boxes}</div>"
     )
-
-
-def _outcome(run: Mapping[str, Any]) -> str:
-    return "" if run.get("outcome") in (None, "completed") else f", {run['outcome']}"
 
 
 def _trend_table(report: Mapping[str, Any]) -> str:
