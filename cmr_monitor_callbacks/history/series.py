@@ -110,9 +110,11 @@ def statistics_of(series: Series) -> dict[str, float]:
     if not given.any():
         return {"count": 0.0}
     values, count = series.value[given], series.count[given]
-    mean = float((values * count).sum() / count.sum())
-    spread = float(np.sqrt((count * (values - mean) ** 2).sum() / count.sum()))
-    low, middle, high, top = np.quantile(np.repeat(values, 1), (0.05, 0.5, 0.95, 0.99))
+    # infinite values make infinite means, and both infinities none: as arithmetic has it
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = float((values * count).sum() / count.sum())
+        spread = float(np.sqrt((count * (values - mean) ** 2).sum() / count.sum()))
+        low, middle, high, top = np.quantile(values, (0.05, 0.5, 0.95, 0.99))
     return {
         "count": float(count.sum()),
         "mean": mean,

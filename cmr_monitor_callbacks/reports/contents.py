@@ -92,10 +92,7 @@ def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[s
         "trends": _trends(whole),
         "bottleneck": _bottleneck(stretch, means, ranks, run.get("world_size", 1)),
         "alerts": _alerts(history, bounds),
-        "errors": [
-            {**error, "first_time": iso(error["first_time"]), "last_time": iso(error["last_time"])}
-            for error in history.errors(bounds)
-        ],
+        "errors": [_error(error) for error in history.errors(bounds)],
         "marks": [{**mark, "time": iso(mark["time"])} for mark in history.marks(bounds)],
         "resources": _resources(history, bounds),
     }
@@ -212,6 +209,11 @@ _ALERT: Final = (
     *("step", "time", "rule", "metric", "layer", "rank", "component", "name", "severity"),
     *("value", "threshold", "message"),
 )
+
+
+def _error(error: Mapping[str, Any]) -> dict[str, Any]:
+    times = {name: iso(error[name]) for name in ("first_time", "last_time")}
+    return {**error, **times, "over_time": [list(pair) for pair in error["over_time"]]}
 
 
 def _rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
