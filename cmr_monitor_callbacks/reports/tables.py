@@ -139,7 +139,8 @@ def _writer(form: str) -> Callable[[Path, Columns], None]:
             return pyarrow.array(instants, type=pyarrow.timestamp("us", tz="UTC"))
         if name in _INTEGERS:
             return pyarrow.array(values, type=pyarrow.int64())
-        if name in _TEXTS:
+        # a time series may have the name of a text, such as the code of a status
+        if name in _TEXTS and not any(isinstance(value, float) for value in values):
             return pyarrow.array(values, type=pyarrow.string())
         return pyarrow.array(values, type=pyarrow.float64())
 

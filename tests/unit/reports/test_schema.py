@@ -197,7 +197,9 @@ def full() -> dict[str, Any]:
     report["ranks"] = {"0": {"step_time": 0.1}}
     filled_in = {"outcome": "completed", "ended": report["timestamp"], "git_commit": "ab12"}
     report["run"] |= filled_in
-    missing = [path for path, value in walk(report) if isinstance(value, (dict, list)) and not value]
+    missing = [
+        path for path, value in walk(report) if isinstance(value, (dict, list)) and not value
+    ]
     assert missing == [], "a list without members has nothing to change"
     VALIDATOR.validate(strict(report))
     return report
