@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -88,6 +89,18 @@ def test_the_rank_that_the_others_wait_for_is_named() -> None:
         "The others wait for rank 2: its own work takes 1.4 times the ranks' median."
     )
     assert find_bottleneck(means, {}, 1, {}, stragglers={0: 1.1, 1: 0.9})["rank"] is None
+
+
+def test_a_report_of_several_ranks_names_the_slow_one() -> None:
+    opened = store(None, world_size=3)
+    behind = {"straggler_ratio": np.array([0.9, 1.5, 1.0])}
+    for step in range(10):
+        one = snapshot(step, {"step_time": 0.1})
+        opened.window(dataclasses.replace(one, world_size=3, own_by_rank=behind))
+    report = report_of(RunHistory(opened))
+    assert report["ranks"]["1"] == {"straggler_ratio": 1.5}
+    assert report["bottleneck"]["rank"] == 1
+    assert "The others wait for rank 1" in report["bottleneck"]["sentence"]
 
 
 def test_without_times_it_says_so() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr_monitor_callbacks.catalogue import Polarity
-from cmr_monitor_callbacks.reports.trends import trend_of
+from cmr_monitor_callbacks.reports.trends import _score, trend_of
 
 Values = list[float]
 
@@ -58,6 +58,13 @@ def expected(values: Values, polarity: Polarity, at: Values | None = None) -> tu
     if polarity is Polarity.NEITHER:
         return ("rising" if slope > 0 else "falling"), change
     return ("improving" if (slope > 0) == (polarity is Polarity.HIGHER) else "worsening"), change
+
+
+@settings(max_examples=200, deadline=None)
+@given(values=st.lists(st.integers(-3, 3).map(float), min_size=2, max_size=30))
+def test_the_score_is_that_of_the_pairs(values: Values) -> None:
+    s = sum((b > a) - (b < a) for a, b in itertools.combinations(values, 2))
+    assert _score(np.array(values), s) == pytest.approx(mann_kendall(values), abs=1e-12)
 
 
 # small whole numbers give ties; their quotients lie on no limit by rounding
