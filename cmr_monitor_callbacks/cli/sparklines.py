@@ -100,7 +100,8 @@ def _cell(series: Series, name: str, room: int) -> Text:
         return Text("–")
     info = BY_NAME[name]
     counter = info.kind is Kind.COUNTER
-    values = series.added if counter else series.value
+    # a point of a long run stands for several windows
+    values = series.added / np.maximum(series.count, 1) if counter else series.value
     unit = info.unit
     newest = float(values[-1]) if counter else value_over_last(series)
     line = Text(f"{shown(newest, unit):>8} ")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,13 +218,8 @@ class RunHistory:
         if time_range is None:
             return -math.inf, math.inf
         if isinstance(time_range, tuple):
-            return time_range
-        try:
-            seconds = parse_duration(time_range)
-        except ValueError:
-            raise ValueError(
-                f"time_range must be a duration such as '1h' or seconds, got {time_range!r}"
-            ) from None
+            return _two_times(time_range)
+        seconds = _seconds(time_range)
         newest = self._newest(stage)
         return (math.inf, math.inf) if newest is None else (newest[1] - seconds, math.inf)
 
@@ -238,6 +233,17 @@ class RunHistory:
     def last(self, stage: str = "train") -> tuple[int, float] | None:
         """Step and time of the newest window; None before the first."""
         return self._newest(stage)
+
+    def first(self, stage: str = "train") -> tuple[int, float] | None:
+        """Step and time of the oldest window that is kept; of summaries alone their first one's."""
+        of = "" if self._session is None else f" AND session = {self._session:d}"
+        rows = self._rows(
+            "SELECT step, time FROM (SELECT id, step, time FROM windows WHERE stage = ?"
+            f"{of} UNION ALL SELECT first_window, first_step, first_time FROM blocks WHERE "
+            f"stage = ?{of}) ORDER BY id LIMIT 1",
+            (stage, stage),
+        )
+        return rows[0] if rows else None
 
     def windows(self, stage: str = "train") -> int:
         """Number of windows whose numbers are kept, as they are or in a summary."""
@@ -270,7 +276,7 @@ class RunHistory:
             by_tier = {row[1]: row for row in rows}
             chosen = by_tier[min((t for t in by_tier if t >= tier), default=max(by_tier))]
             stretches.append((first, Block(chosen)))
-        for first, group in grouped(plain):
+        for first, group in grouped(plain, tier):
             stretches.append((first, group))
         ordered = [stretch for _, stretch in sorted(stretches, key=lambda item: item[0])]
         begins: dict[int, int] = {}
@@ -498,6 +504,37 @@ def _session(row: Sequence[Any]) -> dict[str, Any]:
         "sources": json.loads(row[10]),
         "watches": row[11],
     }
+
+
+def _two_times(given: tuple[float, ...]) -> tuple[float, float]:
+    if len(given) == 2 and all(_is_number(time) for time in given):
+        low, high = (float(time) for time in given)
+        if low <= high:
+            return low, high
+    raise ValueError(
+        f"time_range must be two times in seconds since the Unix epoch, the earlier first, "
+        f"got {given!r}"
+    )
+
+
+def _seconds(given: object) -> float:
+    if isinstance(given, str):
+        try:
+            return parse_duration(given)
+        except ValueError:
+            pass  # one message for all that is none
+    elif _is_number(given) and 0 <= float(given) < math.inf:
+        return float(given)
+    raise ValueError(
+        "time_range must be a duration such as '1h', '30m' or '90s', or seconds, 0 or more, "
+        f"got {given!r}"
+    )
+
+
+def _is_number(given: object) -> TypeGuard[float]:
+    if isinstance(given, bool) or not isinstance(given, (int, float, np.number)):
+        return False
+    return not math.isnan(float(given))
 
 
 def _state(ended: float | None, host: str, pid: int) -> str:

@@ -47,9 +47,13 @@ class Series:
     def added(self) -> Array:
         """What each point of a counter added to the one before; of the first its whole total.
 
-        A counter that fell, because the totals began anew, added what it stands at.
+        A counter that fell, because the totals began anew, added what it stands at. Points without
+        data add nothing that is known (NaN), and the next one is compared with the last that had.
         """
-        before = np.concatenate(([0.0], self.last[:-1]))[: len(self)]
+        given = ~np.isnan(self.last)
+        newest = np.maximum.accumulate(np.where(given, np.arange(len(self)), -1))
+        earlier = np.concatenate(([-1], newest[:-1]))[: len(self)]
+        before = np.where(earlier >= 0, self.last[earlier], 0.0)
         risen: Array = self.last - before
         return np.where(risen < 0, self.last, risen)
 
@@ -106,9 +110,11 @@ def statistics_of(series: Series) -> dict[str, float]:
     if not given.any():
         return {"count": 0.0}
     values, count = series.value[given], series.count[given]
-    mean = float((values * count).sum() / count.sum())
-    spread = float(np.sqrt((count * (values - mean) ** 2).sum() / count.sum()))
-    low, middle, high, top = np.quantile(np.repeat(values, 1), (0.05, 0.5, 0.95, 0.99))
+    # infinite values make infinite means, and both infinities none: as arithmetic has it
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = float((values * count).sum() / count.sum())
+        spread = float(np.sqrt((count * (values - mean) ** 2).sum() / count.sum()))
+        low, middle, high, top = np.quantile(values, (0.05, 0.5, 0.95, 0.99))
     return {
         "count": float(count.sum()),
         "mean": mean,

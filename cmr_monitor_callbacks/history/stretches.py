@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.history.blocks import TIERS, floats, integers
+from cmr_monitor_callbacks.history.blocks import TIERS, floats, integers, roll_up
 from cmr_monitor_callbacks.history.columns import Array
 
 LAST: Final = 6
@@ -61,9 +61,10 @@ class Block(Stretch):
 
 
 class Windows(Stretch):
-    """Windows that are not packed yet, of one session and layout."""
+    """Windows that are not packed yet, of one session and layout; read as summaries of a tier."""
 
-    def __init__(self, group: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(self, group: Sequence[tuple[Any, ...]], tier: int = 0) -> None:
+        self._size = 10**tier
         self.session, self.layout = group[0][1], group[0][4]
         self.step = np.array([row[2] for row in group], dtype=np.int64)
         self.time = np.array([row[3] for row in group])
@@ -79,29 +80,52 @@ class Windows(Stretch):
         nothing = np.full(len(self.step), np.nan)
         out = {}
         for number in series:
-            values = table[:, at[number]] if number in at else nothing
-            parts = [values, (~np.isnan(values)).astype(float), values, values, values]
-            out[number] = [column[self.keep] for column in (self.step, self.time, *parts)]
+            values = (table[:, at[number]] if number in at else nothing)[self.keep]
+            out[number] = self._points(values)
         return out
 
+    def _points(self, values: Array) -> list[Array]:
+        """Columns of the windows' values, or of their summaries."""
+        step, time = self.step[self.keep], self.time[self.keep]
+        if self._size == 1 or len(values) == 0:
+            return [step, time, values, (~np.isnan(values)).astype(float), values, values, values]
+        found = roll_up(values, self._size)
+        ends = np.minimum(np.arange(1, len(found.mean) + 1) * self._size, len(values)) - 1
+        return [
+            step[ends],
+            time[ends],
+            found.mean,
+            found.windows,
+            found.minimum,
+            found.maximum,
+            found.last,
+        ]
 
-def grouped(rows: Sequence[tuple[Any, ...]]) -> list[tuple[int, Windows]]:
+
+def grouped(rows: Sequence[tuple[Any, ...]], tier: int = 0) -> list[tuple[int, Windows]]:
     """Windows that follow each other, of one session and layout."""
     out: list[tuple[int, Windows]] = []
     group: list[tuple[Any, ...]] = []
     for row in rows:
         if group and (row[1], row[4]) != (group[-1][1], group[-1][4]):
-            out.append((group[0][0], Windows(group)))
+            out.append((group[0][0], Windows(group, tier)))
             group = []
         group.append(row)
     if group:
-        out.append((group[0][0], Windows(group)))
+        out.append((group[0][0], Windows(group, tier)))
     return out
 
 
 def tier_for(packed: int, plain: int, max_points: int | None) -> int:
-    """The finest tier of which there are not too many points."""
+    """The finest tier of which there are not too many points.
+
+    Windows that are not packed yet are summarised likewise: points stand for about as many windows
+    each, so that the newest part of a run does not weigh more.
+
+    >>> tier_for(9000, 1500, 2000), tier_for(0, 1500, 2000), tier_for(9000, 1500, None)
+    (1, 0, 0)
+    """
     for tier in TIERS:
-        if max_points is None or packed / 10**tier + plain <= max_points:
+        if max_points is None or (packed + plain) / 10**tier <= max_points:
             return tier
     return TIERS[-1]

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Any, Final
-
-import numpy as np
 
 from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, METRICS, Kind
 from cmr_monitor_callbacks.health import HealthStatus, reported_name
 from cmr_monitor_callbacks.history import RunHistory, Series
-from cmr_monitor_callbacks.history.columns import SeriesKey
 from cmr_monitor_callbacks.history.reading import Range
-from cmr_monitor_callbacks.history.series import statistics_of
-from cmr_monitor_callbacks.layers import layer_order
+from cmr_monitor_callbacks.history.series import label_of, statistics_of
+from cmr_monitor_callbacks.layers import LayerId
 from cmr_monitor_callbacks.reports.bottleneck import find_bottleneck
+from cmr_monitor_callbacks.reports.stretch import (
+    Stretch,
+    finite,
+    iso,
+    layer_names,
+    metric,
+    newest,
+    read_stretch,
+    value_over,
+)
 from cmr_monitor_callbacks.reports.trends import trend_of
 
 SCHEMA: Final = 1
@@ -24,6 +30,8 @@ SCHEMA: Final = 1
 _POINTS: Final = 2000
 _STATUS: Final = {float(status.code): status.value for status in HealthStatus}
 _FIXED: Final = ("avg_latency", "throughput", "error_rate")
+RESOURCES: Final = "resources"
+"""The stage of samples that no step belongs to."""
 
 
 def report_of(
@@ -39,62 +47,54 @@ def report_of(
     Returns:
         ``timestamp``, ``system_health``, ``performance_metrics``, ``component_status``, and beside
         them ``schema``, ``run``, ``range``, ``health``, ``metrics``, ``layers``, ``ranks``,
-        ``trends``, ``bottleneck``, ``alerts``, ``errors``, ``marks`` and ``resources``. All numbers
-        are finite; None is no data. Counters are of the range, ratios and times the mean of its
-        windows.
+        ``trends``, ``bottleneck``, ``alerts``, ``errors``, ``marks`` and ``resources``, as
+        ``docs/reports.md`` says. All numbers are finite; None is no data. Counters are of the
+        range, ratios and times the mean of its windows. Where the range has no window ``range``
+        says so, and nothing is known but what happened.
 
     Raises:
-        HistoryError: no window is in the range, or the store cannot be read.
+        HistoryError: the store cannot be read.
         ValueError: the range cannot be read.
+
+    >>> from cmr_monitor_callbacks.config import HistoryConfig
+    >>> from cmr_monitor_callbacks.history import HistoryStore, RunInfo
+    >>> history = RunHistory(HistoryStore(None, HistoryConfig(), RunInfo(), now=0.0))
+    >>> report_of(history)["component_status"]["memory_buffer"]
+    'unknown'
     """
     return history.consistent(lambda: _report(history, time_range, now))
 
 
 def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[str, Any]:
-    found = history.many(history.list_series("train"), time_range, max_points=_POINTS)
-    series = {key: one for key, one in found.items() if len(one)}
-    whole = {key.name: one for key, one in series.items() if key.layer is None and key.rank is None}
-    longest = max(whole.values(), key=len, default=None)
-    newest = history.last("train")
     bounds = history.bounds(time_range)
-    made = now if now is not None else (newest[1] if newest else 0.0)
-    components = {
-        name: _health_of(whole, name) for name in HEALTH_COMPONENTS if f"{name}_status" in whole
-    }
-    metrics = {name: _metric(one) for name, one in whole.items() if name in _TOLD}
+    stretch = read_stretch(history, bounds, max_points=_POINTS)
+    whole = stretch.whole
+    metrics = {name: metric(one, stretch) for name, one in whole.items() if name in _TOLD}
     means = {name: value["value"] for name, value in metrics.items() if value["value"] is not None}
-    layers = _by_layer(series)
+    ranks = _by_rank(stretch)
+    run = _run(history)
     return {
         "schema": SCHEMA,
-        "timestamp": iso(made),
+        "timestamp": iso(_made(history) if now is None else now),
         "system_health": _status(whole.get("status")),
         "performance_metrics": {
             name: metrics[name]["value"] if name in metrics else None for name in _FIXED
         },
         "component_status": {
-            reported_name(name): verdict["status"] for name, verdict in components.items()
+            reported_name(name): _status(whole.get(f"{name}_status")) for name in HEALTH_COMPONENTS
         },
-        "run": _run(history),
-        "range": _range(longest),
-        "health": {
-            "score": _last(whole.get("score")),
-            "components": components,
-            "changes": [
-                {**change, "time": iso(change["time"])} for change in history.health_changes(bounds)
-            ],
-        },
+        "run": run,
+        "range": stretch.told(),
+        "health": _health(history, bounds, whole),
         "metrics": metrics,
-        "layers": layers,
-        "ranks": _by_rank(series),
+        "layers": _by_layer(stretch),
+        "ranks": ranks,
         "trends": _trends(whole),
-        "bottleneck": _finite(find_bottleneck(means, means, _steps(longest), _layer_times(series))),
+        "bottleneck": _bottleneck(stretch, means, ranks, run.get("world_size", 1)),
         "alerts": _alerts(history, bounds),
-        "errors": [
-            {**error, "first_time": iso(error["first_time"]), "last_time": iso(error["last_time"])}
-            for error in history.errors(bounds)
-        ],
+        "errors": [_error(error) for error in history.errors(bounds)],
         "marks": [{**mark, "time": iso(mark["time"])} for mark in history.marks(bounds)],
-        "resources": {},
+        "resources": _resources(history, bounds),
     }
 
 
@@ -108,75 +108,25 @@ _TOLD: Final = {metric.name for metric in METRICS} | {
 }
 
 
-def iso(time: float) -> str:
-    """Seconds since the Unix epoch as ISO 8601, in UTC.
-
-    >>> iso(0.5)
-    '1970-01-01T00:00:00.500Z'
-    """
-    text = datetime.fromtimestamp(time, timezone.utc).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+def _made(history: RunHistory) -> float:
+    """When the newest window ended; before the first, when the run began."""
+    newest = history.last("train")
+    sessions = history.sessions()
+    return newest[1] if newest else sessions[-1]["started"] if sessions else 0.0
 
 
-def value_over(series: Series) -> float:
-    """A number of a whole stretch: what a counter added, a gauge's newest, else the windows' mean.
-
-    A counter's first point adds nothing: what it stood at before the stretch is not known there.
-    """
-    kind = BY_NAME[series.key.name].kind
-    if kind is Kind.COUNTER:
-        return float(np.nansum(series.added[_from_start(series) :]))
-    if kind in (Kind.GAUGE, Kind.SCORE):
-        return _newest(series)
-    return statistics_of(series).get("mean", math.nan)
-
-
-def _from_start(series: Series) -> int:
-    """1 where a stretch begins within the run, so that its first total is not its own."""
-    return 0 if len(series) == 0 or series.step[0] <= _window_of(series) else 1
-
-
-def _window_of(series: Series) -> float:
-    return float(np.median(np.diff(series.step))) if len(series) > 1 else math.inf
-
-
-def _newest(series: Series) -> float:
-    given = ~np.isnan(series.last)
-    return float(series.last[given][-1]) if given.any() else math.nan
-
-
-def _metric(series: Series) -> dict[str, Any]:
-    info = BY_NAME[series.key.name]
-    counter = info.kind is Kind.COUNTER
-    out: dict[str, Any] = {
-        "value": value_over(series),
-        "unit": info.unit,
-        "component": info.component,
-        "polarity": info.polarity.value,
-        "over": "range" if counter else "mean of the windows",
-    }
-    if info.kind in (Kind.GAUGE, Kind.SCORE):
-        out["over"] = "now"
-    if not counter:
-        known = statistics_of(series)
-        out |= {name: known.get(name, math.nan) for name in ("min", "p50", "p95", "max", "last")}
-    else:
-        out["total"] = _newest(series)
-    return _finite(out)
-
-
-def _by_layer(series: Mapping[SeriesKey, Series]) -> dict[str, dict[str, float | None]]:
-    layers: dict[Any, dict[str, float | None]] = {}
-    for key, one in series.items():
+def _by_layer(stretch: Stretch) -> dict[str, dict[str, float | None]]:
+    layers: dict[LayerId, dict[str, float | None]] = {}
+    for key, one in stretch.series.items():
         if key.layer is not None and key.rank is None:
-            value = value_over(one)
+            value = value_over(one, stretch.from_start)
             layers.setdefault(key.layer, {})[key.name] = value if math.isfinite(value) else None
-    return {str(layer): layers[layer] for layer in sorted(layers, key=layer_order)}
+    return {name: layers[layer] for layer, name in layer_names(layers).items()}
 
 
-def _by_rank(series: Mapping[SeriesKey, Series]) -> dict[str, dict[str, float]]:
+def _by_rank(stretch: Stretch) -> dict[str, dict[str, float]]:
     ranks: dict[int, dict[str, float]] = {}
-    for key, one in series.items():
+    for key, one in stretch.series.items():
         if key.rank is not None and key.layer is None:
             mean = statistics_of(one).get("mean", math.nan)
             if math.isfinite(mean):
@@ -184,12 +134,26 @@ def _by_rank(series: Mapping[SeriesKey, Series]) -> dict[str, dict[str, float]]:
     return {str(rank): ranks[rank] for rank in sorted(ranks)}
 
 
-def _layer_times(series: Mapping[SeriesKey, Series]) -> dict[str, dict[Any, float]]:
-    out: dict[str, dict[Any, float]] = {}
-    for key, one in series.items():
-        if key.layer is not None and BY_NAME[key.name].unit == "s":
-            out.setdefault(key.name, {})[key.layer] = statistics_of(one).get("mean", math.nan)
-    return out
+def _bottleneck(
+    stretch: Stretch,
+    means: Mapping[str, float],
+    ranks: Mapping[str, Mapping[str, float]],
+    world_size: int,
+) -> dict[str, Any]:
+    layers: dict[str, dict[LayerId, float]] = {}
+    for key, one in stretch.series.items():
+        if key.layer is not None and key.rank is None and BY_NAME[key.name].unit == "s":
+            layers.setdefault(key.name, {})[key.layer] = statistics_of(one).get("mean", math.nan)
+    behind = {
+        int(rank): values["straggler_ratio"]
+        for rank, values in ranks.items()
+        if "straggler_ratio" in values
+    }
+    return finite(
+        find_bottleneck(
+            means, means, stretch.steps, layers, stragglers=behind, world_size=world_size
+        )
+    )
 
 
 def _trends(whole: Mapping[str, Series]) -> list[dict[str, Any]]:
@@ -198,7 +162,7 @@ def _trends(whole: Mapping[str, Series]) -> list[dict[str, Any]]:
         info = BY_NAME[name]
         if name not in _TOLD or info.kind in (Kind.COUNTER, Kind.SCORE):
             continue
-        found = trend_of(series.value, info.polarity)
+        found = trend_of(series.value, info.polarity, series.step)
         if found.word not in ("steady", "unknown"):
             out.append({"metric": name, "trend": found.word, "change": found.change})
     order = {"worsening": 0, "improving": 1}
@@ -210,42 +174,21 @@ def _run(history: RunHistory) -> dict[str, Any]:
     if not sessions:
         return {}
     first, last = sessions[0], sessions[-1]
-    newest = history.last("train")
+    last_window = history.last("train")
     return {
-        "folder": None if history.path is None else history.path.parent.name,
+        "folder": None if history.path is None else history.path.resolve().parent.name,
         "state": last["state"],
         "outcome": last["outcome"],
         "started": iso(first["started"]),
         "ended": None if last["ended"] is None else iso(last["ended"]),
-        "last_window": None if newest is None else iso(newest[1]),
-        "step": None if newest is None else newest[0],
+        "last_window": None if last_window is None else iso(last_window[1]),
+        "step": None if last_window is None else last_window[0],
         "sessions": len(sessions),
         "host": last["host"],
         "world_size": last["world_size"],
         "git_commit": last["git_commit"],
         "versions": last["versions"],
     }
-
-
-def _range(longest: Series | None) -> dict[str, Any]:
-    if longest is None or len(longest) == 0:
-        return dict.fromkeys(("from", "to", "first_step", "last_step")) | {"windows": 0}
-    return {
-        "from": iso(float(longest.time[0])),
-        "to": iso(float(longest.time[-1])),
-        "first_step": int(longest.step[0]),
-        "last_step": int(longest.step[-1]),
-        "windows": int(longest.count.sum()),
-    }
-
-
-def _steps(longest: Series | None) -> float:
-    """Steps of the stretch that counters are of."""
-    if longest is None or len(longest) == 0:
-        return 0.0
-    if _from_start(longest):
-        return float(longest.step[-1] - longest.step[0])
-    return float(longest.step[-1] + 1)
 
 
 def _alerts(history: RunHistory, time_range: Range) -> dict[str, Any]:
@@ -268,31 +211,49 @@ _ALERT: Final = (
 )
 
 
+def _error(error: Mapping[str, Any]) -> dict[str, Any]:
+    times = {name: iso(error[name]) for name in ("first_time", "last_time")}
+    return {**error, **times, "over_time": [list(pair) for pair in error["over_time"]]}
+
+
 def _rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
-        _finite({name: row[name] for name in _ALERT} | {"time": iso(row["time"])}) for row in rows
+        finite({name: row[name] for name in _ALERT} | {"time": iso(row["time"])}) for row in rows
     ]
 
 
-def _health_of(whole: Mapping[str, Series], name: str) -> dict[str, Any]:
-    return {"score": _last(whole.get(name)), "status": _status(whole.get(f"{name}_status"))}
-
-
-def _status(series: Series | None) -> str:
-    return "unknown" if series is None else _STATUS.get(_newest(series), "unknown")
-
-
-def _last(series: Series | None) -> float | None:
-    value = math.nan if series is None else _newest(series)
-    return value if math.isfinite(value) else None
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows neither NaN nor infinity."""
+def _health(
+    history: RunHistory, bounds: tuple[float, float], whole: Mapping[str, Series]
+) -> dict[str, Any]:
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
+        "score": _last(whole.get("score")),
+        "components": {
+            name: {"score": _last(whole.get(name)), "status": _status(whole[f"{name}_status"])}
+            for name in HEALTH_COMPONENTS
+            if f"{name}_status" in whole
+        },
+        "changes": [
+            {**change, "time": iso(change["time"])} for change in history.health_changes(bounds)
+        ],
     }
 
 
-__all__: Sequence[str] = ["SCHEMA", "iso", "report_of", "value_over"]
+def _resources(history: RunHistory, bounds: tuple[float, float]) -> dict[str, dict[str, float]]:
+    found = history.many(history.list_series(RESOURCES), bounds, max_points=_POINTS)
+    return {
+        label_of(key): {name: known[name] for name in ("mean", "min", "max", "last")}
+        for key, one in found.items()
+        if len(one) and all(map(math.isfinite, (known := statistics_of(one)).values()))
+    }
+
+
+def _status(series: Series | None) -> str:
+    return "unknown" if series is None else _STATUS.get(newest(series), "unknown")
+
+
+def _last(series: Series | None) -> float | None:
+    value = math.nan if series is None else newest(series)
+    return value if math.isfinite(value) else None
+
+
+__all__: Sequence[str] = ["RESOURCES", "SCHEMA", "report_of"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from cmr_monitor_callbacks.catalogue import BY_NAME
-from cmr_monitor_callbacks.reports.numbers import shown
+from cmr_monitor_callbacks.reports.numbers import shown, state_text, stretch_text
+from cmr_monitor_callbacks.reports.spans import alert_label
 
 _LAYER_COLUMNS: Final = (
     ("captured", "states_captured"),
@@ -20,29 +22,39 @@ _LAYER_COLUMNS: Final = (
     ("ms each", "avg_reconstruction_time"),
 )
 _MOST: Final = 20
+_MARKUP: Final = re.compile(r"[\\`*~|\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+"""What Markdown reads as markup. An underscore within a word is none."""
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
-    """A report (see `report_of`) as Markdown."""
-    run, stretch = report["run"], report["range"]
-    lines = [f"# CMR run {run.get('folder') or ''}".rstrip(), ""]
+    """A report (see `report_of`) as Markdown; texts of others are escaped, so that none is markup.
+
+    >>> from cmr_monitor_callbacks import CMRPerformanceMonitor
+    >>> monitor = CMRPerformanceMonitor({"log_every_n_steps": 1})
+    >>> with monitor.track_performance():
+    ...     pass
+    >>> to_markdown(monitor.generate_report()).splitlines()[0]
+    '# CMR run'
+    """
+    run = report["run"]
+    lines = [f"# CMR run {_plain(run.get('folder') or '')}".rstrip(), ""]
     score = report["health"]["score"]
     lines += [
         f"**{report['system_health']}**"
         + ("" if score is None else f" (score {score:.0f} of 100)")
-        + f", {run.get('state', 'unknown')}"
-        + (f", {run['outcome']}" if run.get("outcome") not in (None, "completed") else "")
-        + f". {report['bottleneck']['sentence']}",
+        + f", {_plain(state_text(run))}"
+        + f". {_plain(report['bottleneck']['sentence'])}",
         "",
-        f"{stretch['windows']} windows, steps {stretch['first_step']} to {stretch['last_step']}, "
-        f"{stretch['from']} to {stretch['to']}; {run.get('world_size', 1)} process(es) on "
-        f"{run.get('host', '?')}, commit {run.get('git_commit') or 'unknown'}.",
+        f"{stretch_text(report['range'])}; {run.get('world_size', 1)} process(es) on "
+        f"{_plain(run.get('host') or 'unknown')}, commit "
+        f"{_plain(run.get('git_commit') or 'unknown')}.",
         "",
     ]
     lines += _health(report)
     lines += _layers(report)
     lines += _ranks(report)
     lines += _trends(report)
+    lines += _resources(report)
     lines += _alerts(report)
     lines += _errors(report)
     if report["marks"]:
@@ -64,7 +76,7 @@ def _health(report: Mapping[str, Any]) -> list[str]:
     ]
     return [
         *("## Health", ""),
-        *_table(("component", "status", "score"), rows),
+        *(_table(("component", "status", "score"), rows) if rows else ()),
         *_table(("performance", "mean"), performance),
     ]
 
@@ -112,21 +124,39 @@ def _trends(report: Mapping[str, Any]) -> list[str]:
     return ["## Trends", "", *_table(("metric", "trend", "change"), rows)] if rows else []
 
 
+def _resources(report: Mapping[str, Any]) -> list[str]:
+    names = ("mean", "min", "max", "last")
+    rows = [
+        (label, *(f"{values[name]:.4g}" for name in names))
+        for label, values in report["resources"].items()
+    ]
+    return ["## Resources", "", *_table(("resource", *names), rows)] if rows else []
+
+
 def _alerts(report: Mapping[str, Any]) -> list[str]:
     alerts = report["alerts"]
     lines = ["## Alerts", ""]
     if not alerts["transitions"] and not alerts["firing"]:
         return [*lines, "None.", ""]
     for row in alerts["firing"]:
-        lines.append(f"- **firing** ({row['severity']}) {row['rule']}: {_plain(row['message'])}")
-    lines += ["", *_table(("step", "alert", "what", "because"), _transitions(report))]
+        told = f"{_plain(alert_label(row))}: {_plain(row['message'])}"
+        lines.append(f"- **firing** ({row['severity'] or row['name']}) {told}")
+    if alerts["firing"]:
+        lines.append("")
+    if alerts["transitions"]:
+        lines += _table(("step", "alert", "what", "because"), _transitions(report))
     return lines
 
 
 def _transitions(report: Mapping[str, Any]) -> list[Sequence[str]]:
     rows = report["alerts"]["transitions"]
     told: list[Sequence[str]] = [
-        (str(row["step"]), row["rule"], f"{row['name']} {row['severity'] or ''}", row["message"])
+        (
+            str(row["step"]),
+            alert_label(row),
+            f"{row['name']} {row['severity'] or ''}",
+            row["message"],
+        )
         for row in rows[-_MOST:]
     ]
     if len(rows) > _MOST:
@@ -160,6 +190,10 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text in which nothing ends a cell or a line, or is read as a tag."""
-    one_line = " ".join(text.split())
-    return one_line.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+    r"""Text that reads as it is: nothing in it ends a cell or a line, or is markup or a tag.
+
+    >>> print(_plain("a|b `c` <i> states_stored __init__"))
+    a\|b \`c\` &lt;i&gt; states_stored \_\_init\_\_
+    """
+    one_line = _MARKUP.sub(r"\\\g<0>", " ".join(text.split()).replace("&", "&amp;"))
+    return one_line.replace("<", "&lt;").replace(">", "&gt;")

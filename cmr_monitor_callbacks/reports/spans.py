@@ -50,14 +50,19 @@ def alert_spans(transitions: Iterable[Mapping[str, Any]], end: int) -> list[Aler
             spans[at] = AlertSpan(span.label, span.severity, span.begin, row["step"], span.message)
         if fires and key not in begun:
             span = AlertSpan(
-                _label(row), row["severity"] or "", row["step"], end, row["message"], True
+                alert_label(row), row["severity"] or "", row["step"], end, row["message"], True
             )
             begun[key] = len(spans), span
             spans.append(span)
     return spans
 
 
-def _label(row: Mapping[str, Any]) -> str:
+def alert_label(row: Mapping[str, Any]) -> str:
+    """Rule of an alert, and layer and rank where it has them.
+
+    >>> alert_label({"rule": "slow", "layer": None, "rank": 3})
+    'slow, rank 3'
+    """
     parts = [row["rule"]]
     if row["layer"] is not None:
         parts.append(f"layer {row['layer']}")

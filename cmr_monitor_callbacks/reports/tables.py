@@ -15,12 +15,27 @@ from cmr_monitor_callbacks.history import HistoryError, RunHistory
 from cmr_monitor_callbacks.history.columns import SeriesKey
 from cmr_monitor_callbacks.history.reading import Range
 from cmr_monitor_callbacks.history.series import label_of
-from cmr_monitor_callbacks.reports.contents import iso
+from cmr_monitor_callbacks.reports.contents import RESOURCES
+from cmr_monitor_callbacks.reports.stretch import iso
 
 Columns = dict[str, list[Any]]
+"""By name; times are seconds since the Unix epoch, None is no data."""
+_ALERTS: Final = (
+    *("session", "step", "time", "rule", "metric", "layer", "rank", "component", "name"),
+    *("before", "after", "severity", "value", "threshold", "message"),
+)
+_ERRORS: Final = (
+    *("origin", "component", "layer", "rank", "type", "message", "traceback", "count"),
+    *("first_step", "last_step", "first_time", "last_time"),
+)
+_HEALTH: Final = ("step", "time", "component", "score", "status")
+_INTEGERS: Final = ("session", "step", "rank", "count", "first_step", "last_step")
+_TEXTS: Final = (
+    *("rule", "metric", "layer", "component", "name", "before", "after", "severity", "message"),
+    *("origin", "type", "traceback", "status"),
+)
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 _STATUS: Final = {float(status.code): status.value for status in HealthStatus}
-RESOURCES: Final = "resources"
-"""The stage of samples that no step belongs to."""
 
 
 def export(
@@ -28,7 +43,8 @@ def export(
 ) -> list[Path]:
     """Write ``time_series``, ``health``, ``alerts``, ``errors`` and ``resources`` to a folder.
 
-    Numbers are written so that they read back as they are; an empty cell is no data.
+    Numbers are written so that they read back as they are; an empty cell is no data. A file has
+    its columns also where it has no rows. Times are ISO 8601 in CSV and timestamps in Parquet.
 
     Args:
         history: of the run.
@@ -50,11 +66,8 @@ def export(
         if stage not in ("train", RESOURCES):
             tables[f"time_series_{stage}"] = time_series(history, time_range, stage)
     tables["health"] = health(history, time_range)
-    tables["alerts"] = _rows(history.alerts(time_range))
-    tables["errors"] = _rows(
-        {name: value for name, value in error.items() if name != "over_time"}
-        for error in history.errors(time_range)
-    )
+    tables["alerts"] = _columns(_ALERTS, history.alerts(time_range))
+    tables["errors"] = _columns(_ERRORS, history.errors(time_range))
     tables["resources"] = time_series(history, time_range, RESOURCES)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -65,9 +78,9 @@ def export(
 
 
 def time_series(history: RunHistory, time_range: Range = None, stage: str = "train") -> Columns:
-    """A row for each window: ``step``, ``time`` (ISO 8601), and a column for each series."""
+    """A row for each window: ``step``, ``time``, and a column for each series."""
     step, time, columns = history.table(time_range, stage=stage)
-    out: Columns = {"step": step.tolist(), "time": [iso(t) for t in time.tolist()]}
+    out: Columns = {"step": step.tolist(), "time": time.tolist()}
     for key, values in columns.items():
         out[label_of(key)] = [None if np.isnan(v) else v for v in values.tolist()]
     return out
@@ -79,7 +92,7 @@ def health(history: RunHistory, time_range: Range = None) -> Columns:
     scores = ("score", *HEALTH_COMPONENTS)
     keys = [SeriesKey("train", name) for name in (*names, *scores)]
     found = history.many(keys, time_range)
-    out: Columns = {"step": [], "time": [], "component": [], "score": [], "status": []}
+    out: Columns = {name: [] for name in _HEALTH}
     for status, score in zip(names, scores, strict=True):
         codes, points = found[SeriesKey("train", status)], found[SeriesKey("train", score)]
         component = "system" if score == "score" else reported_name(score)
@@ -87,7 +100,7 @@ def health(history: RunHistory, time_range: Range = None) -> Columns:
             if np.isnan(codes.last[i]):
                 continue
             out["step"].append(int(codes.step[i]))
-            out["time"].append(iso(float(codes.time[i])))
+            out["time"].append(float(codes.time[i]))
             out["component"].append(component)
             value = points.value[i] if i < len(points) else np.nan
             out["score"].append(None if np.isnan(value) else float(value))
@@ -95,15 +108,17 @@ def health(history: RunHistory, time_range: Range = None) -> Columns:
     return out
 
 
-def _rows(rows: Iterable[Mapping[str, Any]]) -> Columns:
-    out: Columns = {}
+def _columns(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Columns:
+    out: Columns = {name: [] for name in names}
     for row in rows:
-        for name, value in row.items():
-            timed = name == "time" or name.endswith("_time")
-            plain = None if value is None else iso(value) if timed else value
-            is_layer = name == "layer" and plain is not None
-            out.setdefault(name, []).append(str(plain) if is_layer else plain)
+        for name in names:
+            value = row[name]
+            out[name].append(str(value) if name == "layer" and value is not None else value)
     return out
+
+
+def _is_time(name: str) -> bool:
+    return name in ("time", "first_time", "last_time")
 
 
 def _writer(form: str) -> Callable[[Path, Columns], None]:
@@ -117,22 +132,40 @@ def _writer(form: str) -> Callable[[Path, Columns], None]:
     except ImportError:
         raise HistoryError("Parquet needs pyarrow: pip install pyarrow") from None
 
+    def array(name: str, values: list[Any]) -> Any:
+        """Typed by its name, so that files of several runs have one schema."""
+        if _is_time(name):
+            instants = [round(value * 1e6) for value in values]
+            return pyarrow.array(instants, type=pyarrow.timestamp("us", tz="UTC"))
+        if name in _INTEGERS:
+            return pyarrow.array(values, type=pyarrow.int64())
+        # a time series may have the name of a text, such as the code of a status
+        if name in _TEXTS and not any(isinstance(value, float) for value in values):
+            return pyarrow.array(values, type=pyarrow.string())
+        return pyarrow.array(values, type=pyarrow.float64())
+
     def write(path: Path, columns: Columns) -> None:
-        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        table = {name: array(name, values) for name, values in columns.items()}
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
 
     return write
 
 
 def _write_csv(path: Path, columns: Columns) -> None:
+    told = [
+        [iso(value) for value in values] if _is_time(name) else values
+        for name, values in columns.items()
+    ]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(_cells(row) for row in zip(*columns.values(), strict=True))
+        writer.writerow(_cells(list(columns)))
+        writer.writerows(_cells(row) for row in zip(*told, strict=True))
 
 
 def _cells(row: Sequence[Any]) -> list[Any]:
-    """Text that a spreadsheet would run as a formula is quoted."""
-    return [
-        f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") else cell
-        for cell in row
-    ]
+    """Text that a spreadsheet would run as a formula is quoted; numbers stay as they are.
+
+    >>> _cells(["=1+1", -1.5, "slow"])
+    ["'=1+1", -1.5, 'slow']
+    """
+    return [f"'{cell}" if isinstance(cell, str) and cell[:1] in _FORMULA else cell for cell in row]

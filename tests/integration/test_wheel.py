@@ -104,6 +104,8 @@ def test_wheel_contains_presets_plugin_typing_and_license(wheel: Path) -> None:
     assert presets <= names
     assert "cmr_monitor_callbacks/configs/callbacks/cmr_monitor.yaml" in names
     assert "cmr_monitor_callbacks/py.typed" in names
+    for file in ("report.schema.json", "page.html"):
+        assert f"cmr_monitor_callbacks/reports/{file}" in names
     modules = {
         file.relative_to(REPOSITORY).as_posix()
         for package in ("cmr_monitor_callbacks", "hydra_plugins")
