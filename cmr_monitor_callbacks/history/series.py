@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import BY_NAME, canonical
 from cmr_monitor_callbacks.history.columns import Array, SeriesKey
+from cmr_monitor_callbacks.history.stretches import LAST
 from cmr_monitor_callbacks.layers import LayerId, layer_tag
 
 
@@ -28,6 +29,7 @@ class Series:
         minimum: the least of them.
         maximum: the greatest of them.
         last: the newest of them.
+        windows: that the point stands for, with data or without: 1, 10, 100 or 1,000.
     """
 
     key: SeriesKey
@@ -39,6 +41,7 @@ class Series:
     minimum: Array
     maximum: Array
     last: Array
+    windows: Array
 
     def __len__(self) -> int:
         return len(self.step)
@@ -98,7 +101,7 @@ def statistics_of(series: Series) -> dict[str, float]:
 
     >>> from cmr_monitor_callbacks.history.columns import SeriesKey
     >>> one = np.ones(2)
-    >>> series = Series(SeriesKey("train", "score"), "1", one.astype(int), *[one] * 6)
+    >>> series = Series(SeriesKey("train", "score"), "1", one.astype(int), *[one] * 7)
     >>> statistics_of(series)["mean"]
     1.0
     """
@@ -128,8 +131,8 @@ def put_together(key: SeriesKey, parts: Sequence[Sequence[Array]]) -> Series:
     unit = BY_NAME[key.name].unit if key.name in BY_NAME else ""
     if not parts:
         empty = np.zeros(0)
-        return Series(key, unit, empty.astype(np.int64), *[empty] * 6)
-    columns = [np.concatenate([part[i] for part in parts]) for i in range(7)]
-    if np.isnan(columns[-1]).all():
+        return Series(key, unit, empty.astype(np.int64), *[empty] * 7)
+    columns = [np.concatenate([part[i] for part in parts]) for i in range(8)]
+    if np.isnan(columns[LAST]).all():
         columns = [column[:0] for column in columns]
     return Series(key, unit, columns[0].astype(np.int64), *columns[1:])

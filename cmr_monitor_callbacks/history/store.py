@@ -36,6 +36,7 @@ from cmr_monitor_callbacks.snapshot import Snapshot
 
 _ERRORS_KEPT: Final = 10_000
 _KINDS_KEPT: Final = 1_000
+_FLOATS: Final = np.dtype("<f8")
 Change = tuple[str, str, str, int, float]
 """Of a component's health: its name ('' the system), status before, after, step, time."""
 
@@ -99,7 +100,8 @@ class HistoryStore:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.connection = open_to_write(path)
-        self._file = None if path is None else _identity(path)
+        self._name = None if path is None else os.fspath(path)
+        self._file = None if self._name is None else _identity(self._name)
         try:
             self._begin(info, now)
         except BaseException:
@@ -143,7 +145,7 @@ class HistoryStore:
 
     def is_lost(self) -> bool:
         """Whether the file was deleted or replaced since it was opened."""
-        return self.path is not None and _identity(self.path) != self._file
+        return self._name is not None and _identity(self._name) != self._file
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -178,32 +180,32 @@ class HistoryStore:
         if plan is None:
             columns = Columns(snapshot, self._config.ranks_up_to)
             plan = self._plans[shape] = _Plan(columns)
-        values = plan.columns.values(snapshot)
-        if transitions or changes or plan.meets_new(values):
+        gathered = plan.columns.gathered(snapshot)
+        new = plan.meets_new(gathered)
+        if transitions or changes or new:
             with self.transaction():
-                if plan.meets_new(values):
-                    self._extend(plan, values)
-                self._insert(snapshot, plan, values)
+                if new:
+                    self._extend(plan, gathered)
+                self._insert(snapshot, plan, gathered)
                 self._insert_alerts(transitions, changes)
         else:  # one statement is a transaction
-            self._insert(snapshot, plan, values)
+            self._insert(snapshot, plan, gathered)
         unpacked = self._unpacked.get(snapshot.stage, 0) + 1
         self._unpacked[snapshot.stage] = unpacked
 
-    def _insert(self, snapshot: Snapshot, plan: _Plan, values: Array) -> None:
-        data = values[plan.index].astype("<f8", copy=False).tobytes()
+    def _insert(self, snapshot: Snapshot, plan: _Plan, gathered: Array) -> None:
+        data = gathered.take(plan.index).astype(_FLOATS, copy=False).tobytes()
         self.connection.execute(
             "INSERT INTO windows (session, stage, step, time, layout, data) "
             "VALUES (?, ?, ?, ?, ?, ?)",
             (self.session, snapshot.stage, snapshot.step, snapshot.time, plan.layout, data),
         )
 
-    def _extend(self, plan: _Plan, values: Array) -> None:
+    def _extend(self, plan: _Plan, gathered: Array) -> None:
         """Make room for series that have data for the first time."""
-        seen = plan.seen | (values == values)
-        index = np.flatnonzero(seen)
+        seen = plan.extended(gathered)
         ids = []
-        for at in index.tolist():
+        for at in seen.tolist():
             key = plan.columns.keys[at]
             found = self._series.get(key)
             if found is None:
@@ -212,7 +214,7 @@ class HistoryStore:
         cursor = self.connection.execute(
             "INSERT INTO layouts (series) VALUES (?)", (np.array(ids, dtype="<i4").tobytes(),)
         )
-        plan.seen, plan.index, plan.layout = seen, index, int(cursor.lastrowid or 0)
+        plan.take(seen, int(cursor.lastrowid or 0))
 
     def _new_series(self, key: SeriesKey) -> int:
         row = row_of(key)
@@ -396,10 +398,11 @@ class HistoryStore:
         ).fetchall()
         steps = np.array([row[1] for row in rows], dtype=np.int64)
         times = np.array([row[2] for row in rows])
-        table = _by_series(rows, self._layouts({row[3] for row in rows}))
+        series, table = _by_series(rows, self._layouts({row[3] for row in rows}))
         with self.transaction():
             for tier in TIERS:
-                self._insert_block(rows[0][0], tier, stage, steps, times, table)
+                block = self._insert_block(rows[0][0], tier, stage, steps, times)
+                self._insert_columns(block, series, table, 10**tier)
             self.connection.execute(
                 "DELETE FROM windows WHERE session = ? AND stage = ? AND id <= ?",
                 (self.session, stage, rows[-1][0]),
@@ -412,10 +415,8 @@ class HistoryStore:
         stage: str,
         steps: NDArray[np.int64],
         times: Array,
-        table: Mapping[int, Array],
-    ) -> None:
-        size = 10**tier
-        at = (last_of_each(steps, size), last_of_each(times, size))
+    ) -> int:
+        at = [last_of_each(column, 10**tier) for column in (steps, times)]
         cursor = self.connection.execute(
             "INSERT INTO blocks (first_window, tier, session, stage, rows, first_step, last_step, "
             "first_time, last_time, steps, times) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -433,16 +434,16 @@ class HistoryStore:
                 to_bytes(at[1]),
             ),
         )
-        block = int(cursor.lastrowid or 0)
+        return int(cursor.lastrowid or 0)
+
+    def _insert_columns(self, block: int, series: Sequence[int], table: Array, size: int) -> None:
+        if size > 1:
+            table = np.concatenate(roll_up(table, size))
         self.connection.executemany(
             "INSERT INTO columns (series, block, data) VALUES (?, ?, ?)",
             (
-                (
-                    series,
-                    block,
-                    to_bytes(values if tier == 0 else np.concatenate(roll_up(values, size))),
-                )
-                for series, values in table.items()
+                (number, block, to_bytes(values))
+                for number, values in zip(series, np.ascontiguousarray(table.T), strict=True)
             ),
         )
 
@@ -455,14 +456,24 @@ class _Plan:
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
-        self.seen = np.zeros(len(columns.keys), dtype=bool)
-        self.index = np.zeros(0, dtype=np.intp)
         self.layout = 0
+        self.take(np.zeros(0, dtype=np.intp), 0)
 
-    def meets_new(self, values: Array) -> bool:
+    def meets_new(self, gathered: Array) -> bool:
         """Whether a series has data for the first time."""
-        present = values == values
-        return self.layout == 0 or bool((present > self.seen).any())
+        greatest = np.fmax.reduce(gathered.take(self._unseen), initial=math.nan)
+        return self.layout == 0 or bool(greatest == greatest)
+
+    def extended(self, gathered: Array) -> NDArray[np.intp]:
+        """The columns that have had data, with these."""
+        values = gathered.take(self.columns.index)
+        return np.union1d(self.seen, np.flatnonzero(values == values)).astype(np.intp)
+
+    def take(self, seen: NDArray[np.intp], layout: int) -> None:
+        """Keep these columns from now on, as that layout."""
+        self.seen, self.layout = seen, layout
+        self.index = self.columns.index[seen]
+        self._unseen = np.delete(self.columns.index, seen)
 
 
 def read_layout(connection: sqlite3.Connection, layout: int) -> NDArray[np.int32]:
@@ -473,17 +484,16 @@ def read_layout(connection: sqlite3.Connection, layout: int) -> NDArray[np.int32
 
 def _by_series(
     rows: Sequence[tuple[Any, ...]], layouts: Mapping[int, NDArray[np.int32]]
-) -> dict[int, Array]:
-    """Values of each series in windows that may be of several layouts; none without any data."""
-    table: dict[int, Array] = {}
+) -> tuple[list[int], Array]:
+    """Series that have data in windows, which may be of several layouts, and a column for each."""
+    series = np.unique(np.concatenate(list(layouts.values())))
+    table = np.full((len(rows), len(series)), math.nan)
     for layout, ids in layouts.items():
         at = [i for i, row in enumerate(rows) if row[3] == layout]
         values = np.frombuffer(b"".join(rows[i][4] for i in at), dtype="<f8")
-        for series, column in zip(ids.tolist(), values.reshape(len(at), len(ids)).T, strict=True):
-            if series not in table:
-                table[series] = np.full(len(rows), math.nan)
-            table[series][at] = column
-    return {series: v for series, v in table.items() if not np.isnan(v).all()}
+        table[np.ix_(at, np.searchsorted(series, ids))] = values.reshape(len(at), len(ids))
+    some = ~np.isnan(table).all(axis=0)
+    return series[some].tolist(), table[:, some]
 
 
 def is_alive(pid: int) -> bool:
@@ -495,9 +505,9 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(name: str) -> tuple[int, int] | None:
     try:
-        stat = path.stat()
+        stat = os.stat(name)
     except OSError:
         return None
     return stat.st_dev, stat.st_ino

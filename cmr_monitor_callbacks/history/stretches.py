@@ -12,7 +12,7 @@ from cmr_monitor_callbacks.history.blocks import TIERS, floats, integers
 from cmr_monitor_callbacks.history.columns import Array
 
 LAST: Final = 6
-"""Of the columns of a point: step, time, value, count, minimum, maximum, last."""
+"""Of the columns of a point: step, time, value, count, minimum, maximum, last, windows."""
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 
@@ -44,7 +44,7 @@ class Block(Stretch):
             found: dict[int, bytes] = dict(rows(query, (series[0], self.id)))
         else:
             found = dict(rows("SELECT series, data FROM columns WHERE block = ?", (self.id,)))
-        nothing = np.full(self.rows, np.nan)
+        nothing, size = np.full(self.rows, np.nan), np.full(self.rows, 10.0**self.tier)
         out = {}
         for number in series:
             data = found.get(number)
@@ -56,7 +56,7 @@ class Block(Stretch):
             else:
                 count, mean, low, high, last = floats(data).reshape(5, self.rows)
                 parts = [mean, count, low, high, last]
-            out[number] = [column[self.keep] for column in (self.step, self.time, *parts)]
+            out[number] = [column[self.keep] for column in (self.step, self.time, *parts, size)]
         return out
 
 
@@ -76,12 +76,12 @@ class Windows(Stretch):
         ids = np.frombuffer(found[0], dtype="<i4").tolist()
         table = np.frombuffer(self._data, dtype="<f8").reshape(len(self.step), len(ids))
         at = {number: i for i, number in enumerate(ids)}
-        nothing = np.full(len(self.step), np.nan)
+        nothing, one = np.full(len(self.step), np.nan), np.ones(len(self.step))
         out = {}
         for number in series:
             values = table[:, at[number]] if number in at else nothing
             parts = [values, (~np.isnan(values)).astype(float), values, values, values]
-            out[number] = [column[self.keep] for column in (self.step, self.time, *parts)]
+            out[number] = [column[self.keep] for column in (self.step, self.time, *parts, one)]
         return out
 
 
