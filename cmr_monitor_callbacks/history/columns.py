@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,12 +122,13 @@ class Columns:
     def gathered(self, snapshot: Snapshot) -> Array:
         """All numbers that a snapshot holds, in one row; ``index`` says where those kept are."""
         own = list(map(snapshot.own.get, _OWN, _NOTHING))
-        parts = [snapshot.counters.ravel(), snapshot.window.ravel(), own]
+        parts: list[Any] = [snapshot.counters.ravel(), snapshot.window.ravel(), own]
         if self._ranks:
             parts.append(snapshot.table("window", "rank")[self._rank_rows, 1:].ravel())
             nothing = np.full(self._ranks, math.nan)
             parts += [snapshot.own_by_rank.get(name, nothing) for name in _OWN_BY_RANK]
-        return np.concatenate(parts)
+        out: Array = np.concatenate(parts)
+        return out
 
 
 Shape = tuple[str, tuple[LayerId, ...], int]

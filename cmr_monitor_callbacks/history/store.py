@@ -2,64 +2,37 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import math
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.config.history import BLOCK, HistoryConfig
 from cmr_monitor_callbacks.failures import ErrorRecord
 from cmr_monitor_callbacks.health import Transition
-from cmr_monitor_callbacks.history.blocks import TIERS, last_of_each, roll_up, to_bytes
 from cmr_monitor_callbacks.history.columns import (
     Array,
     Columns,
     SeriesKey,
     Shape,
     layer_from,
-    layer_text,
     row_of,
     shape_of,
 )
+from cmr_monitor_callbacks.history.files import identity
+from cmr_monitor_callbacks.history.happenings import Change, Happenings
+from cmr_monitor_callbacks.history.packing import pack
+from cmr_monitor_callbacks.history.plans import Plan
 from cmr_monitor_callbacks.history.retention import retain
 from cmr_monitor_callbacks.history.schema import leave_one_file, open_to_write, transaction
+from cmr_monitor_callbacks.history.sessions import RunInfo, begin_session, other_writers
 from cmr_monitor_callbacks.snapshot import Snapshot
 
-_ERRORS_KEPT: Final = 10_000
-_KINDS_KEPT: Final = 1_000
 _FLOATS: Final = np.dtype("<f8")
-Change = tuple[str, str, str, int, float]
-"""Of a component's health: its name ('' the system), status before, after, step, time."""
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """What a session of a run is known by.
-
-    Attributes:
-        rank: of this process.
-        world_size: processes of the run.
-        host: name of the machine.
-        config: settings as plain data, secrets masked.
-        versions: of the libraries, by name.
-        git_commit: of the folder that the run was started in; None where it is none of git's.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    host: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    git_commit: str | None = None
 
 
 class HistoryStore:
@@ -101,7 +74,7 @@ class HistoryStore:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.connection = open_to_write(path)
         self._name = None if path is None else os.fspath(path)
-        self._file = None if self._name is None else _identity(self._name)
+        self._file = None if self._name is None else identity(self._name)
         try:
             self._begin(info, now)
         except BaseException:
@@ -109,43 +82,20 @@ class HistoryStore:
             raise
 
     def _begin(self, info: RunInfo, now: float) -> None:
-        self.others = self._other_writers(info.host)
-        versions, config = json.dumps(dict(info.versions)), json.dumps(dict(info.config))
-        cursor = self.connection.execute(
-            "INSERT INTO sessions (started, host, pid, rank, world_size, git_commit, versions, "
-            "config) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                now,
-                info.host,
-                os.getpid(),
-                info.rank,
-                info.world_size,
-                info.git_commit,
-                versions,
-                config,
-            ),
-        )
-        self.session = int(cursor.lastrowid or 0)
+        self.others = other_writers(self.connection, info.host)
+        self.session = begin_session(self.connection, info, now)
+        self._happenings = Happenings(self.connection, self.session)
         self._series: dict[SeriesKey, int] = {}
-        self._plans: dict[Shape, _Plan] = {}
+        self._plans: dict[Shape, Plan] = {}
         self._unpacked: dict[str, int] = {}
-        self._kinds: dict[tuple[Any, ...], int] = {}
         self._sources: str | None = None
         self._version = self._data_version()
         for row in self.connection.execute("SELECT id, stage, name, layer, rank FROM series"):
             self._series[SeriesKey(row[1], row[2], layer_from(row[3]), row[4])] = row[0]
 
-    def _other_writers(self, host: str) -> list[str]:
-        found = []
-        rows = self.connection.execute("SELECT host, pid FROM sessions WHERE ended IS NULL")
-        for other, pid in rows:
-            if other == host and pid != os.getpid() and is_alive(pid):
-                found.append(f"process {pid}")
-        return found
-
     def is_lost(self) -> bool:
         """Whether the file was deleted or replaced since it was opened."""
-        return self._name is not None and _identity(self._name) != self._file
+        return self._name is not None and identity(self._name) != self._file
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -160,7 +110,7 @@ class HistoryStore:
     def _forget_what_was_new(self) -> None:
         """What a rolled back transaction had added is not there."""
         self._plans.clear()
-        self._kinds.clear()
+        self._happenings.forget()
         self._series = {
             SeriesKey(row[1], row[2], layer_from(row[3]), row[4]): row[0]
             for row in self.connection.execute("SELECT id, stage, name, layer, rank FROM series")
@@ -179,7 +129,7 @@ class HistoryStore:
         plan = self._plans.get(shape)
         if plan is None:
             columns = Columns(snapshot, self._config.ranks_up_to)
-            plan = self._plans[shape] = _Plan(columns)
+            plan = self._plans[shape] = Plan(columns)
         gathered = plan.columns.gathered(snapshot)
         new = plan.meets_new(gathered)
         if transitions or changes or new:
@@ -187,13 +137,13 @@ class HistoryStore:
                 if new:
                     self._extend(plan, gathered)
                 self._insert(snapshot, plan, gathered)
-                self._insert_alerts(transitions, changes)
+                self._happenings.alerts(transitions, changes)
         else:  # one statement is a transaction
             self._insert(snapshot, plan, gathered)
         unpacked = self._unpacked.get(snapshot.stage, 0) + 1
         self._unpacked[snapshot.stage] = unpacked
 
-    def _insert(self, snapshot: Snapshot, plan: _Plan, gathered: Array) -> None:
+    def _insert(self, snapshot: Snapshot, plan: Plan, gathered: Array) -> None:
         data = gathered.take(plan.index).astype(_FLOATS, copy=False).tobytes()
         self.connection.execute(
             "INSERT INTO windows (session, stage, step, time, layout, data) "
@@ -201,7 +151,7 @@ class HistoryStore:
             (self.session, snapshot.stage, snapshot.step, snapshot.time, plan.layout, data),
         )
 
-    def _extend(self, plan: _Plan, gathered: Array) -> None:
+    def _extend(self, plan: Plan, gathered: Array) -> None:
         """Make room for series that have data for the first time."""
         seen = plan.extended(gathered)
         ids = []
@@ -233,48 +183,16 @@ class HistoryStore:
     def alerts(self, transitions: Sequence[Transition], changes: Sequence[Change]) -> None:
         """Keep what became of alerts and health."""
         with self.transaction():
-            self._insert_alerts(transitions, changes)
-
-    def _insert_alerts(self, transitions: Sequence[Transition], changes: Sequence[Change]) -> None:
-        self.connection.executemany(
-            "INSERT INTO transitions (session, step, time, rule, metric, layer, rank, component, "
-            "name, before, after, severity, value, threshold, message) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    self.session,
-                    t.step,
-                    t.time,
-                    t.state.rule,
-                    t.state.metric,
-                    layer_text(t.state.layer),
-                    t.state.rank,
-                    t.state.component,
-                    t.name,
-                    t.before.value,
-                    t.state.phase.value,
-                    None if t.severity is None else t.severity.value,
-                    t.state.value,
-                    t.state.threshold,
-                    t.message,
-                )
-                for t in transitions
-            ],
-        )
-        self.connection.executemany(
-            "INSERT INTO health_changes (session, component, before, after, step, time) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            [(self.session, *change) for change in changes],
-        )
-
-    # -- all else ---------------------------------------------------------------------------
+            self._happenings.alerts(transitions, changes)
 
     def mark(self, label: str, step: int, time: float) -> None:
         """Keep a note of the user's, at a step."""
-        self.connection.execute(
-            "INSERT INTO marks (session, step, time, label) VALUES (?, ?, ?, ?)",
-            (self.session, step, time, label),
-        )
+        self._happenings.mark(label, step, time)
+
+    def errors(self, records: Iterable[ErrorRecord]) -> None:
+        """Keep errors; the traceback once for each kind."""
+        with self.transaction():
+            self._happenings.errors(records)
 
     def describe(self, sources: Mapping[str, str], watches: str) -> None:
         """Keep where the numbers come from; costs nothing while that stays the same."""
@@ -285,59 +203,6 @@ class HistoryStore:
                 (json.dumps(dict(sources)), watches, self.session),
             )
             self._sources = text
-
-    def errors(self, records: Iterable[ErrorRecord]) -> None:
-        """Keep errors; the traceback once for each kind."""
-        with self.transaction():
-            for record in records:
-                self._error(record)
-            last = "SELECT max(id) FROM errors"
-            self.connection.execute(f"DELETE FROM errors WHERE id <= ({last}) - {_ERRORS_KEPT}")
-
-    def _error(self, record: ErrorRecord) -> None:
-        layer = layer_text(record.layer)
-        key: tuple[Any, ...] = (
-            record.origin,
-            record.component,
-            layer,
-            record.rank,
-            record.type,
-            record.traceback,
-        )
-        if not record.traceback:
-            key += (record.message,)
-        kind = self._kinds.get(key)
-        if kind is None and len(self._kinds) >= _KINDS_KEPT:
-            return  # counted in error_count; a model whose every error is of a new kind
-        if kind is None:
-            cursor = self.connection.execute(
-                "INSERT INTO error_kinds (session, origin, component, layer, rank, type, message, "
-                "traceback, count, first_step, last_step, first_time, last_time) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
-                (
-                    self.session,
-                    record.origin,
-                    record.component,
-                    layer,
-                    record.rank,
-                    record.type,
-                    record.message,
-                    record.traceback,
-                    record.step,
-                    record.step,
-                    record.time,
-                    record.time,
-                ),
-            )
-            kind = self._kinds[key] = int(cursor.lastrowid or 0)
-        self.connection.execute(
-            "UPDATE error_kinds SET count = count + ?, last_step = ?, last_time = ? WHERE id = ?",
-            (record.count, record.step, record.time, kind),
-        )
-        self.connection.execute(
-            "INSERT INTO errors (kind, step, time, count, message) VALUES (?, ?, ?, ?, ?)",
-            (kind, record.step, record.time, record.count, record.message),
-        )
 
     def requests(self, now: float) -> list[dict[str, Any]]:
         """What other processes ask of the run since the last call, such as acknowledgements."""
@@ -376,7 +241,7 @@ class HistoryStore:
                 if count >= 2 * self._in_memory:
                     self._drop_oldest(stage)
             elif count >= 2 * BLOCK:
-                self.pack(stage)
+                pack(self.connection, self.session, stage)
                 retain(self.connection, self._config, now)
                 self._unpacked[stage] = count - BLOCK
 
@@ -388,126 +253,3 @@ class HistoryStore:
             (stage, stage, self._in_memory),
         )
         self._unpacked[stage] = self._in_memory
-
-    def pack(self, stage: str) -> None:
-        """Pack the oldest `BLOCK` windows of a stage of this session, with their roll-ups."""
-        rows = self.connection.execute(
-            "SELECT id, step, time, layout, data FROM windows WHERE session = ? AND stage = ? "
-            "ORDER BY id LIMIT ?",
-            (self.session, stage, BLOCK),
-        ).fetchall()
-        steps = np.array([row[1] for row in rows], dtype=np.int64)
-        times = np.array([row[2] for row in rows])
-        series, table = _by_series(rows, self._layouts({row[3] for row in rows}))
-        with self.transaction():
-            for tier in TIERS:
-                block = self._insert_block(rows[0][0], tier, stage, steps, times)
-                self._insert_columns(block, series, table, 10**tier)
-            self.connection.execute(
-                "DELETE FROM windows WHERE session = ? AND stage = ? AND id <= ?",
-                (self.session, stage, rows[-1][0]),
-            )
-
-    def _insert_block(
-        self,
-        first_window: int,
-        tier: int,
-        stage: str,
-        steps: NDArray[np.int64],
-        times: Array,
-    ) -> int:
-        at = [last_of_each(column, 10**tier) for column in (steps, times)]
-        cursor = self.connection.execute(
-            "INSERT INTO blocks (first_window, tier, session, stage, rows, first_step, last_step, "
-            "first_time, last_time, steps, times) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                first_window,
-                tier,
-                self.session,
-                stage,
-                len(at[0]),
-                int(steps.min()),
-                int(steps.max()),
-                float(times.min()),
-                float(times.max()),
-                to_bytes(at[0]),
-                to_bytes(at[1]),
-            ),
-        )
-        return int(cursor.lastrowid or 0)
-
-    def _insert_columns(self, block: int, series: Sequence[int], table: Array, size: int) -> None:
-        if size > 1:
-            table = np.concatenate(roll_up(table, size))
-        self.connection.executemany(
-            "INSERT INTO columns (series, block, data) VALUES (?, ?, ?)",
-            (
-                (number, block, to_bytes(values))
-                for number, values in zip(series, np.ascontiguousarray(table.T), strict=True)
-            ),
-        )
-
-    def _layouts(self, ids: Iterable[int]) -> dict[int, NDArray[np.int32]]:
-        return {id_: read_layout(self.connection, id_) for id_ in ids}
-
-
-class _Plan:
-    """Which columns of a snapshot's shape have ever had data."""
-
-    def __init__(self, columns: Columns) -> None:
-        self.columns = columns
-        self.layout = 0
-        self.take(np.zeros(0, dtype=np.intp), 0)
-
-    def meets_new(self, gathered: Array) -> bool:
-        """Whether a series has data for the first time."""
-        greatest = np.fmax.reduce(gathered.take(self._unseen), initial=math.nan)
-        return self.layout == 0 or bool(greatest == greatest)
-
-    def extended(self, gathered: Array) -> NDArray[np.intp]:
-        """The columns that have had data, with these."""
-        values = gathered.take(self.columns.index)
-        return np.union1d(self.seen, np.flatnonzero(values == values)).astype(np.intp)
-
-    def take(self, seen: NDArray[np.intp], layout: int) -> None:
-        """Keep these columns from now on, as that layout."""
-        self.seen, self.layout = seen, layout
-        self.index = self.columns.index[seen]
-        self._unseen = np.delete(self.columns.index, seen)
-
-
-def read_layout(connection: sqlite3.Connection, layout: int) -> NDArray[np.int32]:
-    """Ids of the series of a layout, in order."""
-    (data,) = connection.execute("SELECT series FROM layouts WHERE id = ?", (layout,)).fetchone()
-    return np.frombuffer(data, dtype="<i4")
-
-
-def _by_series(
-    rows: Sequence[tuple[Any, ...]], layouts: Mapping[int, NDArray[np.int32]]
-) -> tuple[list[int], Array]:
-    """Series that have data in windows, which may be of several layouts, and a column for each."""
-    series = np.unique(np.concatenate(list(layouts.values())))
-    table = np.full((len(rows), len(series)), math.nan)
-    for layout, ids in layouts.items():
-        at = [i for i, row in enumerate(rows) if row[3] == layout]
-        values = np.frombuffer(b"".join(rows[i][4] for i in at), dtype="<f8")
-        table[np.ix_(at, np.searchsorted(series, ids))] = values.reshape(len(at), len(ids))
-    some = ~np.isnan(table).all(axis=0)
-    return series[some].tolist(), table[:, some]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return error.errno == errno.EPERM
-    return True
-
-
-def _identity(name: str) -> tuple[int, int] | None:
-    try:
-        stat = os.stat(name)
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -13,37 +15,98 @@ from cmr_monitor_callbacks.history.columns import Array
 
 LAST: Final = 6
 """Of the columns of a point: step, time, value, count, minimum, maximum, last, windows."""
+BLOCK_ROW: Final = (
+    "first_window, tier, id, session, rows, first_step, last_step, first_time, last_time"
+)
+WINDOW_ROW: Final = "id, session, step, time, layout, data"
+_END: Final = np.iinfo(np.int64).max
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 
 class Stretch:
-    """Windows or summaries that lie together in the store."""
+    """Windows or summaries that lie together in the store; read when they are first looked at.
+
+    Attributes:
+        session: that wrote them.
+        spans: first and last step, first and last time.
+        step: shape ``(points,)``, the last step of each.
+        time: shape ``(points,)``, seconds since the Unix epoch.
+    """
 
     session: int
-    step: NDArray[np.int64]
-    time: Array
-    keep: NDArray[np.bool_]
+    spans: tuple[int, int, float, float]
+    _before: int = _END
+    _bounds: tuple[float, float] = (-math.inf, math.inf)
 
-    def read(self, rows: Rows, series: Sequence[int]) -> dict[int, list[Array]]:
-        """Columns of each series that is in it, of the points to be kept."""
+    @cached_property
+    def step(self) -> NDArray[np.int64]:
+        """See above."""
+        raise NotImplementedError
+
+    @cached_property
+    def time(self) -> Array:
+        """See above."""
+        raise NotImplementedError
+
+    def limit(self, before: int | None, bounds: tuple[float, float]) -> None:
+        """Keep the points of steps before that one, and within these times."""
+        self._before, self._bounds = _END if before is None else before, bounds
+
+    @cached_property
+    def keep(self) -> NDArray[np.bool_] | slice:
+        """Which points are to be kept."""
+        _, last_step, first_time, last_time = self.spans
+        low, high = self._bounds
+        if last_step < self._before and low <= first_time and last_time <= high:
+            return slice(None)
+        keep: NDArray[np.bool_] = self.step < self._before
+        return keep & (self.time >= low) & (self.time <= high)
+
+    def newest(self, step: int) -> int | None:
+        """The newest point to be kept that ended at or before a step."""
+        if self.spans[0] > step:
+            return None
+        hits = np.zeros(len(self.step), dtype=bool)
+        hits[self.keep] = True
+        found = np.flatnonzero(hits & (self.step <= step))
+        return int(found[-1]) if len(found) else None
+
+    def read(self, series: Sequence[int]) -> dict[int, list[Array]]:
+        """Columns of each series, of the points to be kept."""
         raise NotImplementedError
 
 
 class Block(Stretch):
     """A packed block of some tier."""
 
-    def __init__(self, row: tuple[Any, ...]) -> None:
-        _, self.tier, self.id, self.session, self.rows, _, steps, times = row
-        self.step, self.time = integers(steps), floats(times)
-        self.keep = np.ones(self.rows, dtype=bool)
+    def __init__(self, row: tuple[Any, ...], rows: Rows) -> None:
+        _, self.tier, self.id, self.session, self.rows, *spans = row
+        self.spans = (spans[0], spans[1], spans[2], spans[3])
+        self._rows = rows
 
-    def read(self, rows: Rows, series: Sequence[int]) -> dict[int, list[Array]]:
+    @cached_property
+    def _ends(self) -> tuple[NDArray[np.int64], Array]:
+        ((steps, times),) = self._rows("SELECT steps, times FROM blocks WHERE id = ?", (self.id,))
+        return integers(steps), floats(times)
+
+    @cached_property
+    def step(self) -> NDArray[np.int64]:
+        """See `Stretch`."""
+        return self._ends[0]
+
+    @cached_property
+    def time(self) -> Array:
+        """See `Stretch`."""
+        return self._ends[1]
+
+    def read(self, series: Sequence[int]) -> dict[int, list[Array]]:
         """See `Stretch.read`."""
+        found: dict[int, bytes]
         if len(series) == 1:
             query = "SELECT series, data FROM columns WHERE series = ? AND block = ?"
-            found: dict[int, bytes] = dict(rows(query, (series[0], self.id)))
+            found = dict(self._rows(query, (series[0], self.id)))
         else:
-            found = dict(rows("SELECT series, data FROM columns WHERE block = ?", (self.id,)))
+            found = dict(self._rows("SELECT series, data FROM columns WHERE block = ?", (self.id,)))
         nothing, size = np.full(self.rows, np.nan), np.full(self.rows, 10.0**self.tier)
         out = {}
         for number in series:
@@ -56,46 +119,58 @@ class Block(Stretch):
             else:
                 count, mean, low, high, last = floats(data).reshape(5, self.rows)
                 parts = [mean, count, low, high, last]
-            out[number] = [column[self.keep] for column in (self.step, self.time, *parts, size)]
+            columns: tuple[NDArray[Any], ...] = (self.step, self.time, *parts, size)
+            out[number] = [column[self.keep] for column in columns]
         return out
 
 
 class Windows(Stretch):
     """Windows that are not packed yet, of one session and layout."""
 
-    def __init__(self, group: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(self, group: Sequence[tuple[Any, ...]], rows: Rows) -> None:
         self.session, self.layout = group[0][1], group[0][4]
         self.step = np.array([row[2] for row in group], dtype=np.int64)
         self.time = np.array([row[3] for row in group])
+        self.spans = (
+            int(self.step.min()),
+            int(self.step.max()),
+            float(self.time.min()),
+            float(self.time.max()),
+        )
         self._data = b"".join(row[5] for row in group)
-        self.keep = np.ones(len(group), dtype=bool)
+        self._rows = rows
 
-    def read(self, rows: Rows, series: Sequence[int]) -> dict[int, list[Array]]:
-        """See `Stretch.read`."""
-        (found,) = rows("SELECT series FROM layouts WHERE id = ?", (self.layout,))
+    @cached_property
+    def _table(self) -> tuple[dict[int, int], Array]:
+        (found,) = self._rows("SELECT series FROM layouts WHERE id = ?", (self.layout,))
         ids = np.frombuffer(found[0], dtype="<i4").tolist()
         table = np.frombuffer(self._data, dtype="<f8").reshape(len(self.step), len(ids))
-        at = {number: i for i, number in enumerate(ids)}
+        return {number: i for i, number in enumerate(ids)}, table
+
+    def read(self, series: Sequence[int]) -> dict[int, list[Array]]:
+        """See `Stretch.read`."""
+        at, table = self._table
         nothing, one = np.full(len(self.step), np.nan), np.ones(len(self.step))
         out = {}
         for number in series:
             values = table[:, at[number]] if number in at else nothing
             parts = [values, (~np.isnan(values)).astype(float), values, values, values]
-            out[number] = [column[self.keep] for column in (self.step, self.time, *parts, one)]
+            columns: tuple[NDArray[Any], ...] = (self.step, self.time, *parts, one)
+            out[number] = [column[self.keep] for column in columns]
         return out
 
 
-def grouped(rows: Sequence[tuple[Any, ...]]) -> list[tuple[int, Windows]]:
+def grouped(found: Sequence[tuple[Any, ...]], rows: Rows) -> list[tuple[int, Windows]]:
     """Windows that follow each other, of one session and layout."""
     out: list[tuple[int, Windows]] = []
     group: list[tuple[Any, ...]] = []
-    for row in rows:
+    for row in found:
         if group and (row[1], row[4]) != (group[-1][1], group[-1][4]):
-            out.append((group[0][0], Windows(group)))
+            out.append((group[0][0], Windows(group, rows)))
             group = []
         group.append(row)
     if group:
-        out.append((group[0][0], Windows(group)))
+        out.append((group[0][0], Windows(group, rows)))
     return out
 
 

@@ -212,7 +212,7 @@ def test_errors_are_grouped_by_kind_and_place(tmp_path: Path) -> None:
 
 
 def test_errors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cmr_monitor_callbacks.history import store as module
+    from cmr_monitor_callbacks.history import happenings as module
 
     monkeypatch.setattr(module, "_ERRORS_KEPT", 10)
     monkeypatch.setattr(module, "_KINDS_KEPT", 5)
