@@ -17,12 +17,14 @@ from cmr_monitor_callbacks.history.schema import transaction
 
 
 def pack(connection: sqlite3.Connection, session: int, stage: str) -> None:
-    """Pack the oldest `BLOCK` windows of a stage of a session, all or nothing."""
+    """Pack the oldest `BLOCK` windows of a stage of a session, where there are so many."""
     rows = connection.execute(
         "SELECT id, step, time, layout, data FROM windows WHERE session = ? AND stage = ? "
         "ORDER BY id LIMIT ?",
         (session, stage, BLOCK),
     ).fetchall()
+    if len(rows) < BLOCK:  # some were deleted for their age, or by another process
+        return
     steps = np.array([row[1] for row in rows], dtype=np.int64)
     times = np.array([row[2] for row in rows])
     series, table = _by_series(rows, _layouts(connection, {row[3] for row in rows}))

@@ -90,6 +90,8 @@ class HistoryStore:
         self._unpacked: dict[str, int] = {}
         self._sources: str | None = None
         self._version = self._data_version()
+        if self.path is not None:
+            retain(self.connection, self._config, now)
         for row in self.connection.execute("SELECT id, stage, name, layer, rank FROM series"):
             self._series[SeriesKey(row[1], row[2], layer_from(row[3]), row[4])] = row[0]
 
@@ -243,7 +245,14 @@ class HistoryStore:
             elif count >= 2 * BLOCK:
                 pack(self.connection, self.session, stage)
                 retain(self.connection, self._config, now)
-                self._unpacked[stage] = count - BLOCK
+                self._count_unpacked()
+
+    def _count_unpacked(self) -> None:
+        """Limits may have deleted some, of any stage."""
+        found = self.connection.execute(
+            "SELECT stage, count(*) FROM windows WHERE session = ? GROUP BY stage", (self.session,)
+        )
+        self._unpacked = dict(found.fetchall())
 
     def _drop_oldest(self, stage: str) -> None:
         """In memory there is no summary of what is dropped."""
