@@ -90,7 +90,8 @@ class RunHistory(Happened):
             time_range: such as ``"1h"``: before the newest window; or two times, seconds since the
                 Unix epoch; None: all.
             stage: ``train``, ``val``, ``test`` or ``predict``.
-            max_points: at most about so many points: summaries of more windows are taken for it.
+            max_points: at most about so many points: summaries of more windows are taken for it;
+                the newest ones, up to 2,000, stay single.
 
         Returns:
             the points, exact wherever single windows are kept and ``max_points`` allows; of no
@@ -158,6 +159,8 @@ class RunHistory(Happened):
 
     def at(self, step: int, stage: str = "train") -> Moment:
         """All numbers as of a step: of the newest window that ended at or before it.
+
+        Of an old one, which is kept in a summary alone, the newest value of each number in it.
 
         Raises:
             HistoryError: no window had ended by then.

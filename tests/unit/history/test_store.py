@@ -283,8 +283,15 @@ def test_the_limit_of_number_leaves_summaries(tmp_path: Path) -> None:
     with RunHistory(path) as history:
         series = history.series("step_time")
         assert series.count.tolist() == [10.0] * 200 + [1.0] * (2 * BLOCK)
+        assert series.windows.tolist() == series.count.tolist()
         assert series.count.sum() == 4 * BLOCK == history.windows()
-        assert history.series("step_time", max_points=10).count.max() == 1000
+        assert history.series("step_time", max_points=10).windows.max() == 1000
+        # of an old step the newest summary that ended by then, and its newest value
+        assert [history.at(step).step for step in (9, 508, 509, 2001)] == [9, 499, 509, 2001]
+        assert history.at(508).value("step_time") == 499.0
+        # a range decides by the time of a summary's last window
+        old = history.series("step_time", time_range=(START + 1990, START + 2001))
+        assert old.step.tolist() == [1999, 2000, 2001] and old.windows.tolist() == [10, 1, 1]
 
 
 def test_the_limit_of_size(tmp_path: Path) -> None:
