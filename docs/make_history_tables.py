@@ -89,6 +89,11 @@ def flush(result: dict[str, Any]) -> str:
             ("writer's thread: a window, µs", *spread("writer_us")),
             ("a bare insert of the same bytes, µs", *spread("bare_insert_us")),
             ("ratio of the last two", *spread("writer_over_bare")),
+            (
+                "ratio of their means, packing and checkpoints among them",
+                f"{found['mean_with_packing_over_bare']:.1f}",
+                "",
+            ),
         ],
     )
 
