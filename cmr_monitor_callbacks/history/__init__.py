@@ -8,7 +8,8 @@ from cmr_monitor_callbacks.history.keeper import Keeper
 from cmr_monitor_callbacks.history.reading import RunHistory
 from cmr_monitor_callbacks.history.schema import HistoryError
 from cmr_monitor_callbacks.history.series import Moment, Series
-from cmr_monitor_callbacks.history.store import HistoryStore, RunInfo
+from cmr_monitor_callbacks.history.sessions import RunInfo
+from cmr_monitor_callbacks.history.store import HistoryStore
 from cmr_monitor_callbacks.history.writer import HistoryWriter
 
 __all__ = [

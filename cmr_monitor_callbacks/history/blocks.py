@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 TIERS: Final = (0, 1, 2, 3)
 """A row of tier ``k`` stands for 10^k windows."""
-_LEVEL: Final = 6
+_LEVEL: Final = 3
+"""1 % larger than 6, in three quarters of its time."""
 
 
 class RollUp(NamedTuple):
-    """Summaries of stretches of windows, each of shape ``(rows,)``; NaN where no window had data.
+    """Summaries of stretches of windows, each of shape ``(rows, ...)``; NaN is no data.
 
     >>> roll_up(np.array([1.0, 3.0, np.nan, np.nan]), 2).mean
     array([ 2., nan])
@@ -38,24 +39,22 @@ def roll_up(values: Array, size: int) -> RollUp:
     """Summaries of each ``size`` values; the last stretch may be shorter.
 
     Args:
-        values: shape ``(windows,)``; NaN is no data, and not counted.
+        values: shape ``(windows, ...)``; NaN is no data, and not counted.
         size: values in a summary.
     """
-    rows = -(-len(values) // size)
-    padded = np.full(rows * size, np.nan)
+    rows, series = -(-len(values) // size), values.shape[1:]
+    padded = np.full((rows * size, *series), np.nan)
     padded[: len(values)] = values
-    table = padded.reshape(rows, size)
+    table = padded.reshape(rows, size, *series)
     given = ~np.isnan(table)
     count = given.sum(axis=1).astype(np.float64)
-    some = count > 0
-    mean, low, high, last = (np.full(rows, np.nan) for _ in range(4))
+    mean = np.full(count.shape, np.nan)
     # an infinite value makes an infinite mean, and both infinities none: as arithmetic has it
-    with np.errstate(invalid="ignore"):
-        np.divide(np.where(given, table, 0.0).sum(axis=1), count, out=mean, where=some)
-    low[some] = np.fmin.reduce(table[some], axis=1)
-    high[some] = np.fmax.reduce(table[some], axis=1)
-    newest = size - 1 - given[:, ::-1].argmax(axis=1)
-    last[some] = table[np.arange(rows), newest][some]
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.divide(np.where(given, table, 0.0).sum(axis=1), count, out=mean, where=count > 0)
+        low, high = np.fmin.reduce(table, axis=1), np.fmax.reduce(table, axis=1)
+    newest = size - 1 - given[:, ::-1].argmax(axis=1, keepdims=True)
+    last = np.take_along_axis(table, newest, axis=1)[:, 0]
     return RollUp(count, mean, low, high, last)
 
 

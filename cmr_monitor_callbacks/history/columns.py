@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ BY_RANK: Final = (
 """Metrics that are kept for each rank."""
 _OWN_BY_RANK: Final = ("straggler_ratio",)
 _OWN: Final = tuple(metric.name for metric in OWN_METRICS)
+_NOTHING: Final = (math.nan,) * len(_OWN)
 
 
 class SeriesKey(NamedTuple):
@@ -86,6 +87,7 @@ class Columns:
 
     Attributes:
         keys: the series, in order.
+        index: where their numbers are among those that `gathered` gives.
 
     >>> columns = Columns(Snapshot.empty("train"), 64)
     >>> len(columns.keys) == len(columns.values(Snapshot.empty("train")))
@@ -103,25 +105,30 @@ class Columns:
             begin = (row if counted else len(COUNTERS) + row) * len(layers)
             index.extend(range(begin, begin + len(layers)))
             self.keys += [SeriesKey(snapshot.stage, metric.name, layer) for layer in layers]
-        self._index = np.array(index, dtype=np.intp)
+        begin = (len(COUNTERS) + len(METRIC_ROW)) * len(layers)
         self.keys += [SeriesKey(snapshot.stage, name) for name in _OWN]
         ranks = snapshot.world_size
         self._ranks = ranks if 1 < ranks <= ranks_up_to and snapshot.stage == "train" else 0
         self._rank_rows = [METRIC_ROW[name] for name in BY_RANK]
         for name in (*BY_RANK, *_OWN_BY_RANK):
             self.keys += [SeriesKey(snapshot.stage, name, rank=rank) for rank in range(self._ranks)]
+        index.extend(range(begin, begin + len(self.keys) - len(index)))
+        self.index = np.array(index, dtype=np.intp)
 
     def values(self, snapshot: Snapshot) -> Array:
         """The numbers in that order, shape ``(len(keys),)``; NaN is no data."""
-        tables = np.concatenate((snapshot.counters.ravel(), snapshot.window.ravel()))
-        own = snapshot.own
-        parts = [tables[self._index], np.array([own.get(name, math.nan) for name in _OWN])]
+        return self.gathered(snapshot).take(self.index)
+
+    def gathered(self, snapshot: Snapshot) -> Array:
+        """All numbers that a snapshot holds, in one row; ``index`` says where those kept are."""
+        own = list(map(snapshot.own.get, _OWN, _NOTHING))
+        parts: list[Any] = [snapshot.counters.ravel(), snapshot.window.ravel(), own]
         if self._ranks:
-            by_rank = snapshot.table("window", "rank")[self._rank_rows, 1:]
-            parts.append(by_rank.ravel())
+            parts.append(snapshot.table("window", "rank")[self._rank_rows, 1:].ravel())
             nothing = np.full(self._ranks, math.nan)
             parts += [snapshot.own_by_rank.get(name, nothing) for name in _OWN_BY_RANK]
-        return np.concatenate(parts)
+        out: Array = np.concatenate(parts)
+        return out
 
 
 Shape = tuple[str, tuple[LayerId, ...], int]

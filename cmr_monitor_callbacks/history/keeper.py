@@ -12,9 +12,10 @@ from typing import Any, Final
 from cmr_monitor_callbacks.config.history import HistoryConfig
 from cmr_monitor_callbacks.failures import ErrorRecord
 from cmr_monitor_callbacks.health import Transition
+from cmr_monitor_callbacks.history.happenings import Change
 from cmr_monitor_callbacks.history.reading import RunHistory
 from cmr_monitor_callbacks.history.schema import HistoryError
-from cmr_monitor_callbacks.history.store import Change, RunInfo
+from cmr_monitor_callbacks.history.sessions import RunInfo
 from cmr_monitor_callbacks.history.writer import HistoryWriter
 from cmr_monitor_callbacks.snapshot import Snapshot
 

@@ -49,12 +49,10 @@ def _delete_all(connection: sqlite3.Connection, config: HistoryConfig, now: floa
     connection.execute(f"DELETE FROM transitions WHERE id <= ({last}) - {_ALERTS_KEPT}")
     limit = config.max_size_mb
     while limit is not None and size_of(connection) > limit * _MIB:
-        oldest = connection.execute(
-            "SELECT id FROM blocks ORDER BY tier, first_window LIMIT 1"
-        ).fetchone()
-        if oldest is None:
+        gone = _delete_oldest(connection)
+        if not gone:
             break
-        deleted += _delete(connection, [oldest[0]])
+        deleted += gone
     return deleted
 
 
@@ -168,6 +166,28 @@ def _delete_windows(connection: sqlite3.Connection, config: HistoryConfig, now: 
         (now - config.max_age,),
     )
     return cursor.rowcount
+
+
+def _delete_oldest(connection: sqlite3.Connection) -> int:
+    """The oldest exact windows, else the oldest and finest of the summaries.
+
+    Sessions before the newest end with windows that nobody packs any more: these count as exact.
+    """
+    block = connection.execute(
+        "SELECT tier, first_window, id FROM blocks ORDER BY tier, first_window LIMIT 1"
+    ).fetchone()
+    window = connection.execute(
+        "SELECT id, session FROM windows WHERE session < (SELECT max(id) FROM sessions) "
+        "ORDER BY id LIMIT 1"
+    ).fetchone()
+    if window is not None and (block is None or (0, window[0]) < (block[0], block[1])):
+        cursor = connection.execute(
+            "DELETE FROM windows WHERE id IN "
+            "(SELECT id FROM windows WHERE session = ? ORDER BY id LIMIT ?)",
+            (window[1], BLOCK),
+        )
+        return cursor.rowcount
+    return 0 if block is None else _delete(connection, [block[2]])
 
 
 def _too_old(connection: sqlite3.Connection, config: HistoryConfig, now: float) -> list[int]:

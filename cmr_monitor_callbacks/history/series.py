@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import BY_NAME, canonical
 from cmr_monitor_callbacks.history.columns import Array, SeriesKey
+from cmr_monitor_callbacks.history.stretches import LAST
 from cmr_monitor_callbacks.layers import LayerId, layer_tag
 
 
@@ -28,6 +29,8 @@ class Series:
         minimum: the least of them.
         maximum: the greatest of them.
         last: the newest of them.
+        windows: that the point stands for, with data or without: 1, 10, 100 or 1,000, or fewer where
+            a stretch ends.
     """
 
     key: SeriesKey
@@ -39,6 +42,7 @@ class Series:
     minimum: Array
     maximum: Array
     last: Array
+    windows: Array
 
     def __len__(self) -> int:
         return len(self.step)
@@ -102,7 +106,7 @@ def statistics_of(series: Series) -> dict[str, float]:
 
     >>> from cmr_monitor_callbacks.history.columns import SeriesKey
     >>> one = np.ones(2)
-    >>> series = Series(SeriesKey("train", "score"), "1", one.astype(int), *[one] * 6)
+    >>> series = Series(SeriesKey("train", "score"), "1", one.astype(int), *[one] * 7)
     >>> statistics_of(series)["mean"]
     1.0
     """
@@ -114,7 +118,7 @@ def statistics_of(series: Series) -> dict[str, float]:
     with np.errstate(invalid="ignore", over="ignore"):
         mean = float((values * count).sum() / count.sum())
         spread = float(np.sqrt((count * (values - mean) ** 2).sum() / count.sum()))
-        low, middle, high, top = np.quantile(values, (0.05, 0.5, 0.95, 0.99))
+        low, middle, high, top = _quantiles(values, count, (0.05, 0.5, 0.95, 0.99))
     return {
         "count": float(count.sum()),
         "mean": mean,
@@ -129,13 +133,27 @@ def statistics_of(series: Series) -> dict[str, float]:
     }
 
 
+def _quantiles(values: Array, count: Array, at: Sequence[float]) -> list[float]:
+    """NumPy's quantiles of values of which each is there so many times."""
+    order = np.argsort(values)
+    ordered, ends = values[order], np.cumsum(count[order])
+    places = np.array(at) * (ends[-1] - 1)
+    first = np.floor(places)
+    below = ordered[np.searchsorted(ends, first, side="right")]
+    above = ordered[np.searchsorted(ends, np.ceil(places), side="right")]
+    between = below != above  # an infinite one less itself is no number
+    below[between] += ((above - below) * (places - first))[between]
+    found: list[float] = below.tolist()
+    return found
+
+
 def put_together(key: SeriesKey, parts: Sequence[Sequence[Array]]) -> Series:
     """Stretches put together; what has no data before the first number is left out."""
     unit = BY_NAME[key.name].unit if key.name in BY_NAME else ""
     if not parts:
         empty = np.zeros(0)
-        return Series(key, unit, empty.astype(np.int64), *[empty] * 6)
-    columns = [np.concatenate([part[i] for part in parts]) for i in range(7)]
-    if np.isnan(columns[-1]).all():
+        return Series(key, unit, empty.astype(np.int64), *[empty] * 7)
+    columns = [np.concatenate([part[i] for part in parts]) for i in range(8)]
+    if np.isnan(columns[LAST]).all():
         columns = [column[:0] for column in columns]
     return Series(key, unit, columns[0].astype(np.int64), *columns[1:])

@@ -2,63 +2,37 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import math
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.config.history import BLOCK, HistoryConfig
 from cmr_monitor_callbacks.failures import ErrorRecord
 from cmr_monitor_callbacks.health import Transition
-from cmr_monitor_callbacks.history.blocks import TIERS, last_of_each, roll_up, to_bytes
 from cmr_monitor_callbacks.history.columns import (
     Array,
     Columns,
     SeriesKey,
     Shape,
     layer_from,
-    layer_text,
     row_of,
     shape_of,
 )
+from cmr_monitor_callbacks.history.files import identity
+from cmr_monitor_callbacks.history.happenings import Change, Happenings
+from cmr_monitor_callbacks.history.packing import pack
+from cmr_monitor_callbacks.history.plans import Plan
 from cmr_monitor_callbacks.history.retention import retain
 from cmr_monitor_callbacks.history.schema import leave_one_file, open_to_write, transaction
+from cmr_monitor_callbacks.history.sessions import RunInfo, begin_session, other_writers
 from cmr_monitor_callbacks.snapshot import Snapshot
 
-_ERRORS_KEPT: Final = 10_000
-_KINDS_KEPT: Final = 1_000
-Change = tuple[str, str, str, int, float]
-"""Of a component's health: its name ('' the system), status before, after, step, time."""
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """What a session of a run is known by.
-
-    Attributes:
-        rank: of this process.
-        world_size: processes of the run.
-        host: name of the machine.
-        config: settings as plain data, secrets masked.
-        versions: of the libraries, by name.
-        git_commit: of the folder that the run was started in; None where it is none of git's.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    host: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    git_commit: str | None = None
+_FLOATS: Final = np.dtype("<f8")
 
 
 class HistoryStore:
@@ -99,7 +73,8 @@ class HistoryStore:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.connection = open_to_write(path)
-        self._file = None if path is None else _identity(path)
+        self._name = None if path is None else os.fspath(path)
+        self._file = None if self._name is None else identity(self._name)
         try:
             self._begin(info, now)
         except BaseException:
@@ -107,43 +82,22 @@ class HistoryStore:
             raise
 
     def _begin(self, info: RunInfo, now: float) -> None:
-        self.others = self._other_writers(info.host)
-        versions, config = json.dumps(dict(info.versions)), json.dumps(dict(info.config))
-        cursor = self.connection.execute(
-            "INSERT INTO sessions (started, host, pid, rank, world_size, git_commit, versions, "
-            "config) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                now,
-                info.host,
-                os.getpid(),
-                info.rank,
-                info.world_size,
-                info.git_commit,
-                versions,
-                config,
-            ),
-        )
-        self.session = int(cursor.lastrowid or 0)
+        self.others = other_writers(self.connection, info.host)
+        self.session = begin_session(self.connection, info, now)
+        self._happenings = Happenings(self.connection, self.session)
         self._series: dict[SeriesKey, int] = {}
-        self._plans: dict[Shape, _Plan] = {}
+        self._plans: dict[Shape, Plan] = {}
         self._unpacked: dict[str, int] = {}
-        self._kinds: dict[tuple[Any, ...], int] = {}
         self._sources: str | None = None
         self._version = self._data_version()
+        if self.path is not None:
+            retain(self.connection, self._config, now)
         for row in self.connection.execute("SELECT id, stage, name, layer, rank FROM series"):
             self._series[SeriesKey(row[1], row[2], layer_from(row[3]), row[4])] = row[0]
 
-    def _other_writers(self, host: str) -> list[str]:
-        found = []
-        rows = self.connection.execute("SELECT host, pid FROM sessions WHERE ended IS NULL")
-        for other, pid in rows:
-            if other == host and pid != os.getpid() and is_alive(pid):
-                found.append(f"process {pid}")
-        return found
-
     def is_lost(self) -> bool:
         """Whether the file was deleted or replaced since it was opened."""
-        return self.path is not None and _identity(self.path) != self._file
+        return self._name is not None and identity(self._name) != self._file
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -158,7 +112,7 @@ class HistoryStore:
     def _forget_what_was_new(self) -> None:
         """What a rolled back transaction had added is not there."""
         self._plans.clear()
-        self._kinds.clear()
+        self._happenings.forget()
         self._series = {
             SeriesKey(row[1], row[2], layer_from(row[3]), row[4]): row[0]
             for row in self.connection.execute("SELECT id, stage, name, layer, rank FROM series")
@@ -177,33 +131,33 @@ class HistoryStore:
         plan = self._plans.get(shape)
         if plan is None:
             columns = Columns(snapshot, self._config.ranks_up_to)
-            plan = self._plans[shape] = _Plan(columns)
-        values = plan.columns.values(snapshot)
-        if transitions or changes or plan.meets_new(values):
+            plan = self._plans[shape] = Plan(columns)
+        gathered = plan.columns.gathered(snapshot)
+        new = plan.meets_new(gathered)
+        if transitions or changes or new:
             with self.transaction():
-                if plan.meets_new(values):
-                    self._extend(plan, values)
-                self._insert(snapshot, plan, values)
-                self._insert_alerts(transitions, changes)
+                if new:
+                    self._extend(plan, gathered)
+                self._insert(snapshot, plan, gathered)
+                self._happenings.alerts(transitions, changes)
         else:  # one statement is a transaction
-            self._insert(snapshot, plan, values)
+            self._insert(snapshot, plan, gathered)
         unpacked = self._unpacked.get(snapshot.stage, 0) + 1
         self._unpacked[snapshot.stage] = unpacked
 
-    def _insert(self, snapshot: Snapshot, plan: _Plan, values: Array) -> None:
-        data = values[plan.index].astype("<f8", copy=False).tobytes()
+    def _insert(self, snapshot: Snapshot, plan: Plan, gathered: Array) -> None:
+        data = gathered.take(plan.index).astype(_FLOATS, copy=False).tobytes()
         self.connection.execute(
             "INSERT INTO windows (session, stage, step, time, layout, data) "
             "VALUES (?, ?, ?, ?, ?, ?)",
             (self.session, snapshot.stage, snapshot.step, snapshot.time, plan.layout, data),
         )
 
-    def _extend(self, plan: _Plan, values: Array) -> None:
+    def _extend(self, plan: Plan, gathered: Array) -> None:
         """Make room for series that have data for the first time."""
-        seen = plan.seen | (values == values)
-        index = np.flatnonzero(seen)
+        seen = plan.extended(gathered)
         ids = []
-        for at in index.tolist():
+        for at in seen.tolist():
             key = plan.columns.keys[at]
             found = self._series.get(key)
             if found is None:
@@ -212,7 +166,7 @@ class HistoryStore:
         cursor = self.connection.execute(
             "INSERT INTO layouts (series) VALUES (?)", (np.array(ids, dtype="<i4").tobytes(),)
         )
-        plan.seen, plan.index, plan.layout = seen, index, int(cursor.lastrowid or 0)
+        plan.take(seen, int(cursor.lastrowid or 0))
 
     def _new_series(self, key: SeriesKey) -> int:
         row = row_of(key)
@@ -231,48 +185,16 @@ class HistoryStore:
     def alerts(self, transitions: Sequence[Transition], changes: Sequence[Change]) -> None:
         """Keep what became of alerts and health."""
         with self.transaction():
-            self._insert_alerts(transitions, changes)
-
-    def _insert_alerts(self, transitions: Sequence[Transition], changes: Sequence[Change]) -> None:
-        self.connection.executemany(
-            "INSERT INTO transitions (session, step, time, rule, metric, layer, rank, component, "
-            "name, before, after, severity, value, threshold, message) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    self.session,
-                    t.step,
-                    t.time,
-                    t.state.rule,
-                    t.state.metric,
-                    layer_text(t.state.layer),
-                    t.state.rank,
-                    t.state.component,
-                    t.name,
-                    t.before.value,
-                    t.state.phase.value,
-                    None if t.severity is None else t.severity.value,
-                    t.state.value,
-                    t.state.threshold,
-                    t.message,
-                )
-                for t in transitions
-            ],
-        )
-        self.connection.executemany(
-            "INSERT INTO health_changes (session, component, before, after, step, time) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            [(self.session, *change) for change in changes],
-        )
-
-    # -- all else ---------------------------------------------------------------------------
+            self._happenings.alerts(transitions, changes)
 
     def mark(self, label: str, step: int, time: float) -> None:
         """Keep a note of the user's, at a step."""
-        self.connection.execute(
-            "INSERT INTO marks (session, step, time, label) VALUES (?, ?, ?, ?)",
-            (self.session, step, time, label),
-        )
+        self._happenings.mark(label, step, time)
+
+    def errors(self, records: Iterable[ErrorRecord]) -> None:
+        """Keep errors; the traceback once for each kind."""
+        with self.transaction():
+            self._happenings.errors(records)
 
     def describe(self, sources: Mapping[str, str], watches: str) -> None:
         """Keep where the numbers come from; costs nothing while that stays the same."""
@@ -283,59 +205,6 @@ class HistoryStore:
                 (json.dumps(dict(sources)), watches, self.session),
             )
             self._sources = text
-
-    def errors(self, records: Iterable[ErrorRecord]) -> None:
-        """Keep errors; the traceback once for each kind."""
-        with self.transaction():
-            for record in records:
-                self._error(record)
-            last = "SELECT max(id) FROM errors"
-            self.connection.execute(f"DELETE FROM errors WHERE id <= ({last}) - {_ERRORS_KEPT}")
-
-    def _error(self, record: ErrorRecord) -> None:
-        layer = layer_text(record.layer)
-        key: tuple[Any, ...] = (
-            record.origin,
-            record.component,
-            layer,
-            record.rank,
-            record.type,
-            record.traceback,
-        )
-        if not record.traceback:
-            key += (record.message,)
-        kind = self._kinds.get(key)
-        if kind is None and len(self._kinds) >= _KINDS_KEPT:
-            return  # counted in error_count; a model whose every error is of a new kind
-        if kind is None:
-            cursor = self.connection.execute(
-                "INSERT INTO error_kinds (session, origin, component, layer, rank, type, message, "
-                "traceback, count, first_step, last_step, first_time, last_time) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
-                (
-                    self.session,
-                    record.origin,
-                    record.component,
-                    layer,
-                    record.rank,
-                    record.type,
-                    record.message,
-                    record.traceback,
-                    record.step,
-                    record.step,
-                    record.time,
-                    record.time,
-                ),
-            )
-            kind = self._kinds[key] = int(cursor.lastrowid or 0)
-        self.connection.execute(
-            "UPDATE error_kinds SET count = count + ?, last_step = ?, last_time = ? WHERE id = ?",
-            (record.count, record.step, record.time, kind),
-        )
-        self.connection.execute(
-            "INSERT INTO errors (kind, step, time, count, message) VALUES (?, ?, ?, ?, ?)",
-            (kind, record.step, record.time, record.count, record.message),
-        )
 
     def requests(self, now: float) -> list[dict[str, Any]]:
         """What other processes ask of the run since the last call, such as acknowledgements."""
@@ -374,19 +243,16 @@ class HistoryStore:
                 if count >= 2 * self._in_memory:
                     self._drop_oldest(stage)
             elif count >= 2 * BLOCK:
-                count = self._count(stage)
-                if count >= BLOCK:
-                    self.pack(stage)
-                    count -= BLOCK
+                pack(self.connection, self.session, stage)
                 retain(self.connection, self._config, now)
-                self._unpacked[stage] = count
+                self._count_unpacked()
 
-    def _count(self, stage: str) -> int:
-        """Windows that are not packed: age, or somebody by hand, may have deleted some."""
-        (count,) = self.connection.execute(
-            "SELECT count(*) FROM windows WHERE session = ? AND stage = ?", (self.session, stage)
-        ).fetchone()
-        return int(count)
+    def _count_unpacked(self) -> None:
+        """Limits may have deleted some, of any stage."""
+        found = self.connection.execute(
+            "SELECT stage, count(*) FROM windows WHERE session = ? GROUP BY stage", (self.session,)
+        )
+        self._unpacked = dict(found.fetchall())
 
     def _drop_oldest(self, stage: str) -> None:
         """In memory there is no summary of what is dropped."""
@@ -396,118 +262,3 @@ class HistoryStore:
             (stage, stage, self._in_memory),
         )
         self._unpacked[stage] = self._in_memory
-
-    def pack(self, stage: str) -> None:
-        """Pack the oldest `BLOCK` windows of a stage of this session, with their roll-ups."""
-        rows = self.connection.execute(
-            "SELECT id, step, time, layout, data FROM windows WHERE session = ? AND stage = ? "
-            "ORDER BY id LIMIT ?",
-            (self.session, stage, BLOCK),
-        ).fetchall()
-        steps = np.array([row[1] for row in rows], dtype=np.int64)
-        times = np.array([row[2] for row in rows])
-        table = _by_series(rows, self._layouts({row[3] for row in rows}))
-        with self.transaction():
-            for tier in TIERS:
-                self._insert_block(rows[0][0], tier, stage, steps, times, table)
-            self.connection.execute(
-                "DELETE FROM windows WHERE session = ? AND stage = ? AND id <= ?",
-                (self.session, stage, rows[-1][0]),
-            )
-
-    def _insert_block(
-        self,
-        first_window: int,
-        tier: int,
-        stage: str,
-        steps: NDArray[np.int64],
-        times: Array,
-        table: Mapping[int, Array],
-    ) -> None:
-        size = 10**tier
-        at = (last_of_each(steps, size), last_of_each(times, size))
-        cursor = self.connection.execute(
-            "INSERT INTO blocks (first_window, tier, session, stage, rows, first_step, last_step, "
-            "first_time, last_time, steps, times) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                first_window,
-                tier,
-                self.session,
-                stage,
-                len(at[0]),
-                int(steps.min()),
-                int(steps.max()),
-                float(times.min()),
-                float(times.max()),
-                to_bytes(at[0]),
-                to_bytes(at[1]),
-            ),
-        )
-        block = int(cursor.lastrowid or 0)
-        self.connection.executemany(
-            "INSERT INTO columns (series, block, data) VALUES (?, ?, ?)",
-            (
-                (
-                    series,
-                    block,
-                    to_bytes(values if tier == 0 else np.concatenate(roll_up(values, size))),
-                )
-                for series, values in table.items()
-            ),
-        )
-
-    def _layouts(self, ids: Iterable[int]) -> dict[int, NDArray[np.int32]]:
-        return {id_: read_layout(self.connection, id_) for id_ in ids}
-
-
-class _Plan:
-    """Which columns of a snapshot's shape have ever had data."""
-
-    def __init__(self, columns: Columns) -> None:
-        self.columns = columns
-        self.seen = np.zeros(len(columns.keys), dtype=bool)
-        self.index = np.zeros(0, dtype=np.intp)
-        self.layout = 0
-
-    def meets_new(self, values: Array) -> bool:
-        """Whether a series has data for the first time."""
-        present = values == values
-        return self.layout == 0 or bool((present > self.seen).any())
-
-
-def read_layout(connection: sqlite3.Connection, layout: int) -> NDArray[np.int32]:
-    """Ids of the series of a layout, in order."""
-    (data,) = connection.execute("SELECT series FROM layouts WHERE id = ?", (layout,)).fetchone()
-    return np.frombuffer(data, dtype="<i4")
-
-
-def _by_series(
-    rows: Sequence[tuple[Any, ...]], layouts: Mapping[int, NDArray[np.int32]]
-) -> dict[int, Array]:
-    """Values of each series in windows that may be of several layouts; none without any data."""
-    table: dict[int, Array] = {}
-    for layout, ids in layouts.items():
-        at = [i for i, row in enumerate(rows) if row[3] == layout]
-        values = np.frombuffer(b"".join(rows[i][4] for i in at), dtype="<f8")
-        for series, column in zip(ids.tolist(), values.reshape(len(at), len(ids)).T, strict=True):
-            if series not in table:
-                table[series] = np.full(len(rows), math.nan)
-            table[series][at] = column
-    return {series: v for series, v in table.items() if not np.isnan(v).all()}
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return error.errno == errno.EPERM
-    return True
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino

@@ -21,8 +21,11 @@ from typing import Any, Final
 from cmr_monitor_callbacks.config.history import BLOCK, HistoryConfig
 from cmr_monitor_callbacks.failures import ErrorRecord
 from cmr_monitor_callbacks.health import Transition
+from cmr_monitor_callbacks.history.files import set_aside
+from cmr_monitor_callbacks.history.happenings import Change
 from cmr_monitor_callbacks.history.schema import HistoryError
-from cmr_monitor_callbacks.history.store import Change, HistoryStore, RunInfo
+from cmr_monitor_callbacks.history.sessions import RunInfo
+from cmr_monitor_callbacks.history.store import HistoryStore
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 CLOSE: Final = 10.0
@@ -280,20 +283,10 @@ class HistoryWriter:
         store, self.store = self.store, None
         if store is not None:
             store.connection.close()
-        path = self.path
-        if path is None or not path.exists():
-            return
-        number = 1
-        while path.with_name(f"{path.name}.unusable-{number}").exists():
-            number += 1
-        aside = path.with_name(f"{path.name}.unusable-{number}")
-        for suffix in ("", "-wal", "-shm"):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.rename(aside.with_name(aside.name + suffix))
-        self._failures.append(
-            HistoryError(f"the history {str(path)!r} cannot be used; it is called {aside.name} now")
-        )
+        if self.path is not None and self.path.exists():
+            name = set_aside(self.path)
+            text = f"the history {str(self.path)!r} cannot be used; it is called {name} now"
+            self._failures.append(HistoryError(text))
 
 
 _ALL: weakref.WeakSet[HistoryWriter] = weakref.WeakSet()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cmr_monitor_callbacks import HistoryConfig, RunHistory
 from cmr_monitor_callbacks.config.history import BLOCK
-from cmr_monitor_callbacks.history import blocks, reading, retention
+from cmr_monitor_callbacks.history import blocks, choosing, packing, reading, retention
 from cmr_monitor_callbacks.history import store as store_module
 from tests.histories import end, snapshot, store
 
@@ -38,7 +38,7 @@ def window_lists(least: int, most: int) -> st.SearchStrategy[list[list[float]]]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows are packed sooner than at the size that is shipped."""
-    for module in (store_module, retention, reading):
+    for module in (store_module, packing, retention, reading, choosing):
         monkeypatch.setattr(module, "BLOCK", SMALL)
 
 

@@ -81,6 +81,18 @@ def test_a_resumed_run_is_one_line(tmp_path: Path) -> None:
         RunHistory(path, session=3)
 
 
+def test_what_was_done_again_is_hidden_in_a_range_before_it_too(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    filled(path, range(0, 10))
+    opened = store(path)  # an hour later, from the checkpoint of step 5
+    for step in range(6, 12):
+        opened.window(snapshot(step, {"step_time": step + 0.5}, time=START + 3600 + step))
+    end(opened)
+    with RunHistory(path) as history:
+        first_alone = history.series("step_time", time_range=(START, START + 60))
+        assert first_alone.step.tolist() == list(range(6))
+
+
 def test_a_resumed_run_of_packed_windows_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite"
     filled(path, range(2 * BLOCK + 5))
@@ -156,6 +168,27 @@ def test_describe_is_numpys(tmp_path: Path) -> None:
     assert found == pytest.approx(expected)
 
 
+def test_describe_gives_a_summary_the_weight_of_its_windows(tmp_path: Path) -> None:
+    """Quantiles counted the mean of ten windows as one."""
+    path = tmp_path / "history.sqlite"
+    opened = store(path, limits(raw_windows=BLOCK))
+    values = np.repeat(np.random.default_rng(3).normal(size=400), 10)  # summaries lose nothing
+    values[::70] = np.nan
+    for step, value in enumerate(values.tolist()):
+        opened.window(snapshot(step, {"step_time": value}))
+        opened.tidy(START)
+    end(opened)
+    given = values[~np.isnan(values)]
+    with RunHistory(path) as history:
+        assert history.series("step_time").windows.max() == 10
+        (found,) = history.describe().values()
+    for name, at in (("p5", 0.05), ("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
+        assert found[name] == pytest.approx(np.quantile(given, at))
+    assert found["count"] == len(given)
+    assert found["mean"] == pytest.approx(given.mean())
+    assert found["std"] == pytest.approx(given.std())
+
+
 def test_a_frame_holds_every_number(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     path = tmp_path / "history.sqlite"
@@ -212,7 +245,7 @@ def test_errors_are_grouped_by_kind_and_place(tmp_path: Path) -> None:
 
 
 def test_errors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cmr_monitor_callbacks.history import store as module
+    from cmr_monitor_callbacks.history import happenings as module
 
     monkeypatch.setattr(module, "_ERRORS_KEPT", 10)
     monkeypatch.setattr(module, "_KINDS_KEPT", 5)
@@ -251,8 +284,15 @@ def test_the_limit_of_number_leaves_summaries(tmp_path: Path) -> None:
     with RunHistory(path) as history:
         series = history.series("step_time")
         assert series.count.tolist() == [10.0] * 200 + [1.0] * (2 * BLOCK)
+        assert series.windows.tolist() == series.count.tolist()
         assert series.count.sum() == 4 * BLOCK == history.windows()
-        assert history.series("step_time", max_points=10).count.max() == 1000
+        assert history.series("step_time", max_points=10).windows.max() == 1000
+        # of an old step the newest summary that ended by then, and its newest value
+        assert [history.at(step).step for step in (9, 508, 509, 2001)] == [9, 499, 509, 2001]
+        assert history.at(508).value("step_time") == 499.0
+        # a range decides by the time of a summary's last window
+        old = history.series("step_time", time_range=(START + 1990, START + 2001))
+        assert old.step.tolist() == [1999, 2000, 2001] and old.windows.tolist() == [10, 1, 1]
 
 
 def test_the_limit_of_size(tmp_path: Path) -> None:
@@ -274,6 +314,42 @@ def test_the_limit_of_size(tmp_path: Path) -> None:
         assert series.step[-1] == 4 * BLOCK - 1
         assert series.count.sum() == 4 * BLOCK  # some in summaries
         assert series.count.max() > 1
+
+
+def test_the_limit_of_size_is_of_windows_that_earlier_sessions_left_too(tmp_path: Path) -> None:
+    """Sessions of fewer windows than are packed: they were kept for ever."""
+    path = tmp_path / "history.sqlite"
+    config = limits(max_size_mb=0.5)
+    for session in range(6):
+        opened = store(path, config)
+        for step in range(session * 1500, session * 1500 + 1500):
+            values = {("states_stored", layer): step for layer in range(12)}
+            opened.window(snapshot(step, values, layers=tuple(range(12))))
+            opened.tidy(START)
+        end(opened)
+    end(store(path, config))
+    with RunHistory(path) as history:
+        steps = history.series("states_stored", 3).step
+        assert 0 < steps[0] < 6 * 1500 - 1000 and steps.tolist() == list(range(steps[0], 9000))
+    assert path.stat().st_size <= 0.5 * 2**20
+
+
+def test_windows_deleted_for_their_age_are_not_packed(tmp_path: Path) -> None:
+    """Another stage's packing deletes them; a block of the few left was counted as full."""
+    path = tmp_path / "history.sqlite"
+    opened = store(path, limits(max_age=10.0))
+    for step in range(2 * BLOCK - 1):
+        opened.window(snapshot(step, {"step_time": 1.0}, stage="val"))
+        opened.tidy(START + step)
+    for step in range(2 * BLOCK, 4 * BLOCK):
+        opened.window(snapshot(step, {"step_time": 1.0}))
+        opened.tidy(START + step)
+    for step in range(4 * BLOCK, 4 * BLOCK + 3):
+        opened.window(snapshot(step, {"step_time": 1.0}, stage="val"))
+        opened.tidy(START + step)
+    end(opened)
+    with RunHistory(path) as history:
+        assert len(history.series("step_time", stage="val")) == 4 == history.windows("val")
 
 
 def test_limits_are_applied_while_the_run_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""What happens in a run, as rows of the store: alerts, changes of health, errors, notes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from cmr_monitor_callbacks.failures import ErrorRecord
+from cmr_monitor_callbacks.health import Transition
+from cmr_monitor_callbacks.history.columns import layer_text
+
+_ERRORS_KEPT: Final = 10_000
+_KINDS_KEPT: Final = 1_000
+Change = tuple[str, str, str, int, float]
+"""Of a component's health: its name ('' the system), status before, after, step, time."""
+
+
+class Happenings:
+    """Writes them; who calls it has begun a transaction.
+
+    Args:
+        connection: to the store.
+        session: number of the session that they belong to.
+
+    >>> from cmr_monitor_callbacks.history.schema import open_to_write
+    >>> connection = open_to_write(None)
+    >>> Happenings(connection, session=1).mark("warm-up over", step=5, time=1.0)
+    >>> connection.execute("SELECT step, label FROM marks").fetchall()
+    [(5, 'warm-up over')]
+    """
+
+    def __init__(self, connection: sqlite3.Connection, session: int) -> None:
+        self._connection = connection
+        self._session = session
+        self._kinds: dict[tuple[Any, ...], int] = {}
+
+    def forget(self) -> None:
+        """What a rolled back transaction had added is not there."""
+        self._kinds.clear()
+
+    def alerts(self, transitions: Sequence[Transition], changes: Sequence[Change]) -> None:
+        """Keep what became of alerts and health."""
+        self._connection.executemany(
+            "INSERT INTO transitions (session, step, time, rule, metric, layer, rank, component, "
+            "name, before, after, severity, value, threshold, message) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    self._session,
+                    t.step,
+                    t.time,
+                    t.state.rule,
+                    t.state.metric,
+                    layer_text(t.state.layer),
+                    t.state.rank,
+                    t.state.component,
+                    t.name,
+                    t.before.value,
+                    t.state.phase.value,
+                    None if t.severity is None else t.severity.value,
+                    t.state.value,
+                    t.state.threshold,
+                    t.message,
+                )
+                for t in transitions
+            ],
+        )
+        self._connection.executemany(
+            "INSERT INTO health_changes (session, component, before, after, step, time) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            [(self._session, *change) for change in changes],
+        )
+
+    def mark(self, label: str, step: int, time: float) -> None:
+        """Keep a note of the user's, at a step."""
+        self._connection.execute(
+            "INSERT INTO marks (session, step, time, label) VALUES (?, ?, ?, ?)",
+            (self._session, step, time, label),
+        )
+
+    def errors(self, records: Iterable[ErrorRecord]) -> None:
+        """Keep errors; the traceback once for each kind."""
+        for record in records:
+            self._error(record)
+        last = "SELECT max(id) FROM errors"
+        self._connection.execute(f"DELETE FROM errors WHERE id <= ({last}) - {_ERRORS_KEPT}")
+
+    def _error(self, record: ErrorRecord) -> None:
+        layer = layer_text(record.layer)
+        key: tuple[Any, ...] = (
+            record.origin,
+            record.component,
+            layer,
+            record.rank,
+            record.type,
+            record.traceback,
+        )
+        if not record.traceback:
+            key += (record.message,)
+        kind = self._kinds.get(key)
+        if kind is None and len(self._kinds) >= _KINDS_KEPT:
+            return  # counted in error_count; a model whose every error is of a new kind
+        if kind is None:
+            cursor = self._connection.execute(
+                "INSERT INTO error_kinds (session, origin, component, layer, rank, type, message, "
+                "traceback, count, first_step, last_step, first_time, last_time) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
+                (
+                    self._session,
+                    record.origin,
+                    record.component,
+                    layer,
+                    record.rank,
+                    record.type,
+                    record.message,
+                    record.traceback,
+                    record.step,
+                    record.step,
+                    record.time,
+                    record.time,
+                ),
+            )
+            kind = self._kinds[key] = int(cursor.lastrowid or 0)
+        self._connection.execute(
+            "UPDATE error_kinds SET count = count + ?, last_step = ?, last_time = ? WHERE id = ?",
+            (record.count, record.step, record.time, kind),
+        )
+        self._connection.execute(
+            "INSERT INTO errors (kind, step, time, count, message) VALUES (?, ?, ?, ?, ?)",
+            (kind, record.step, record.time, record.count, record.message),
+        )
