@@ -29,7 +29,7 @@ class Series:
         minimum: the least of them.
         maximum: the greatest of them.
         last: the newest of them.
-        windows: that the point stands for, with data or without: 1, 10, 100 or 1,000, or fewer where
+        windows: that the point stands for, with data or without: 1, 10, 100 or 1,000, fewer where
             a stretch ends.
     """
 

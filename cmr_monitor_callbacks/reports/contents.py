@@ -75,7 +75,7 @@ def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[s
     run = _run(history)
     return {
         "schema": SCHEMA,
-        "timestamp": iso(_made(history) if now is None else now),
+        "timestamp": iso(_made(history) if now is None else now, "seconds"),
         "system_health": _status(whole.get("status")),
         "performance_metrics": {
             name: metrics[name]["value"] if name in metrics else None for name in _FIXED

@@ -167,7 +167,7 @@ def thinned(series: Series, most: int) -> Series:
     >>> from cmr_monitor_callbacks.history.columns import SeriesKey
     >>> one = np.array([1.0, 3.0, np.nan, 5.0])
     >>> given = (~np.isnan(one)).astype(float)
-    >>> series = Series(SeriesKey("train", "score"), "1", np.arange(4), one, one, given, *[one] * 3)
+    >>> series = Series(SeriesKey("train", "score"), "1", np.arange(4), one, one, given, *[one] * 4)
     >>> thinned(series, 2).value.tolist(), thinned(series, 2).maximum.tolist()
     ([2.0, 5.0], [3.0, 5.0])
     """

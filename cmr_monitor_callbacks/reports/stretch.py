@@ -156,11 +156,11 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def iso(time: float) -> str:
-    """Seconds since the Unix epoch as ISO 8601, in UTC.
+def iso(time: float, unit: str = "milliseconds") -> str:
+    """Seconds since the Unix epoch as ISO 8601, in UTC, down to that unit.
 
     >>> iso(0.5)
     '1970-01-01T00:00:00.500Z'
     """
-    text = datetime.fromtimestamp(time, timezone.utc).isoformat(timespec="milliseconds")
+    text = datetime.fromtimestamp(time, timezone.utc).isoformat(timespec=unit)
     return text.replace("+00:00", "Z")

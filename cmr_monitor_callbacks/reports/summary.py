@@ -62,8 +62,8 @@ def as_html(shown: RenderableType, width: int = 100) -> str:
         shown: a summary.
         width: in characters.
 
-    >>> as_html("[bold]6 < 7[/bold]")
-    '<pre style="line-height:1.2"><span style="font-weight: bold">6 &lt; 7</span>\n</pre>'
+    >>> as_html("a < b")
+    '<pre style="line-height:1.2">a &lt; b\n</pre>'
     """
     console = Console(record=True, width=width, file=io.StringIO(), force_jupyter=False)
     console.print(shown)

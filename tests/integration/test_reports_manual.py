@@ -73,10 +73,10 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["report", "RUN", "--range", "soon"], "time_range must be a duration such as '1h'"),
+        (["report", "RUN", "--range", "soon"], "--range must be a length of time such as 90s"),
         (["report", "RUN", "--format", "pdf"], "got 'pdf'"),
         (["report", "nowhere"], "there is no run at 'nowhere'"),
-        (["export", "RUN", "--format", "xlsx"], "format must be csv or parquet, got 'xlsx'"),
+        (["export", "RUN", "--format", "xlsx"], "--format must be one of them, got 'xlsx'"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(

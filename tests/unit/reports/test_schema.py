@@ -97,7 +97,7 @@ def test_the_keys_of_the_specified_example(tmp_path: Path) -> None:
     now = datetime(2024, 1, 15, 10, 30, tzinfo=timezone.utc)
     with RunHistory(tmp_path) as history:
         report = strict(report_of(history, now=now.timestamp()))
-    assert report["timestamp"] == "2024-01-15T10:30:00.000Z"
+    assert report["timestamp"] == "2024-01-15T10:30:00Z"
     assert datetime.fromisoformat(report["timestamp"].replace("Z", "+00:00")) == now
     assert report["system_health"] == "critical"
     assert report["component_status"]["capture"] == "critical"
@@ -115,7 +115,7 @@ def test_the_same_keys_where_nothing_is_known(name: str) -> None:
     )
     assert report["component_status"]["memory_buffer"] == "unknown"
     assert report["system_health"] == "unknown"
-    assert report["timestamp"] == "2023-11-14T22:13:20.000Z", "when the run began, not 1970"
+    assert report["timestamp"] == "2023-11-14T22:13:20Z", "when the run began, not 1970"
 
 
 # -- mutations ------------------------------------------------------------------------------------
@@ -267,5 +267,5 @@ def test_every_metric_of_the_catalogue_may_stand_in_it() -> None:
     VALIDATOR.validate(report)
     assert {m.name for m in METRICS} <= set(report["metrics"])
     assert report["timestamp"] == datetime.fromtimestamp(START + 2, timezone.utc).strftime(
-        "%Y-%m-%dT%H:%M:%S.000Z"
+        "%Y-%m-%dT%H:%M:%SZ"
     )
