@@ -1,0 +1,90 @@
+"""Which modules' forwards are sections of a profile, and of which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+
+from torch import nn
+
+
+def layer_forwards(
+    model: nn.Module, probes: Iterable[tuple[str, Hashable | None]]
+) -> list[tuple[nn.Module, Hashable]]:
+    """The modules that are layers.
+
+    Those that hold a probe of a layer, or, around one, the block of the model's list of blocks;
+    without such probes the blocks by their number.
+
+    Args:
+        model: what is watched.
+        probes: paths of the probes in it, and their layers.
+
+    >>> model = nn.Sequential(nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)]))
+    >>> [layer for _, layer in layer_forwards(model, [])]
+    [0, 1]
+    """
+    modules = dict(model.named_modules())
+    blocks = _blocks(modules)
+    layers = [(path, layer) for path, layer in probes if layer is not None]
+    if not layers:
+        return [(modules[path], number) for number, path in enumerate(blocks)]
+    within: dict[str, set[Hashable]] = {}
+    for path, layer in layers:
+        for block in blocks:
+            if path.startswith(f"{block}."):
+                within.setdefault(block, set()).add(layer)
+    out: dict[int, tuple[nn.Module, Hashable]] = {}
+    for path, layer in layers:
+        alone = (b for b, some in within.items() if some == {layer} and path.startswith(f"{b}."))
+        module = modules[next(alone, _holder(path, modules))]
+        if module is not model:
+            out.setdefault(id(module), (module, layer))
+    return list(out.values())
+
+
+def _blocks(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Paths of the items of the longest list of modules, the outermost of several."""
+    longest: list[str] = []
+    for path, module in modules.items():
+        if isinstance(module, nn.ModuleList) and len(module) > max(1, len(longest)):
+            longest = [f"{path}.{name}" if path else name for name, _ in module.named_children()]
+    return longest
+
+
+def _holder(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """The innermost module that a path leads through."""
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        if ".".join(parts[:end]) in modules:
+            return ".".join(parts[:end])
+    return ""
+
+
+def whole_forwards(model: nn.Module, inner: Iterable[nn.Module]) -> list[nn.Module]:
+    """The modules whose forward is that of the model: itself, or what a LightningModule wraps.
+
+    Args:
+        model: what is watched.
+        inner: its layers; no part of one is meant.
+    """
+    layers = {id(module) for module in inner}
+    out, module = [model], model
+    while True:
+        own = [child for child in module.children() if any(True for _ in child.parameters())]
+        holding = [child for child in own if any(id(part) in layers for part in child.modules())]
+        own = holding or own
+        is_list = own and isinstance(own[0], (nn.ModuleList, nn.ModuleDict))
+        if len(own) != 1 or is_list or id(own[0]) in layers:
+            return out
+        module = own[0]
+        out.append(module)
+
+
+def within_compiled(model: nn.Module) -> set[int]:
+    """Identities of the modules inside compiled ones: hooks that come later do nothing there."""
+    inside: set[int] = set()
+    for module in model.modules():
+        wrapper = type(module).__name__ == "OptimizedModule"
+        if wrapper or vars(module).get("_compiled_call_impl") is not None:
+            inside.update(id(part) for part in module.modules() if part is not module)
+    return inside
