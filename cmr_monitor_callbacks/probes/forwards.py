@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable, Mapping
 
 from torch import nn
 
+from cmr_monitor_callbacks.recording.cells import was_compiled
+
 
 def layer_forwards(
     model: nn.Module, probes: Iterable[tuple[str, Hashable | None]]
@@ -81,10 +83,16 @@ def whole_forwards(model: nn.Module, inner: Iterable[nn.Module]) -> list[nn.Modu
 
 
 def within_compiled(model: nn.Module) -> set[int]:
-    """Identities of the modules inside compiled ones: hooks that come later do nothing there."""
+    """Identities of the modules in compiled code: a hook there would have it compiled anew.
+
+    One that is compiled in place, or a wrapper, can be seen from outside and is not meant; one that
+    somebody compiled elsewhere is known by its code.
+    """
     inside: set[int] = set()
     for module in model.modules():
-        wrapper = type(module).__name__ == "OptimizedModule"
-        if wrapper or vars(module).get("_compiled_call_impl") is not None:
+        in_place = vars(module).get("_compiled_call_impl") is not None
+        if in_place or type(module).__name__ == "OptimizedModule":
             inside.update(id(part) for part in module.modules() if part is not module)
+        elif was_compiled(type(module).forward):
+            inside.update(id(part) for part in module.modules())
     return inside

@@ -151,12 +151,15 @@ class Listening:
         """
         sections, ways, model = self._sections, self.automatic.ways, self._model()
         sections.enter(open_section)
-        sections.add_wraps(ways.wraps.sections.items())
+        # what is called in compiled code is not touched: that would compile it anew
+        compiled = {kind for kind, blind in ways.report.blind.items() if blind[0]}
+        compiled |= {"store"} if "capture" in compiled else set()
+        sections.add_wraps(w for w in ways.wraps.sections.items() if w[1][0] not in compiled)
         sections.add_probes(link.probe for link in self._probes.links)
         blind = set() if model is None else within_compiled(model)
         for owner, component, layer in ways.forwards:
             module = owner()
-            if module is not None and id(module) not in blind:
+            if module is not None and id(module) not in blind and component not in compiled:
                 sections.add_forward(module, component, layer)
         if model is None:
             return

@@ -54,7 +54,7 @@ class Sections:
         """Take everything out."""
         for cls, ours, before in self._exchanged:
             if vars(cls).get("__call__") is ours:  # else the method was put back meanwhile
-                cls.__call__ = before  # type: ignore[attr-defined]
+                cls.__call__ = before  # type: ignore[method-assign]
         for module, ours, before in self._compiled:
             if vars(module).get("_compiled_call_impl") is ours:
                 module._compiled_call_impl = before
@@ -76,7 +76,7 @@ class Sections:
         for cls, (component, layer) in list(wraps):
             before = vars(cls)["__call__"]
             ours = _around(before, partial(self._section, component, layer))
-            cls.__call__ = ours  # type: ignore[attr-defined]
+            cls.__call__ = ours  # type: ignore[method-assign]
             self._exchanged.append((cls, ours, before))
 
     def add_probes(self, probes: Iterable[CMRProbe]) -> None:

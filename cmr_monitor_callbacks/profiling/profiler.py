@@ -173,25 +173,25 @@ class Profiler:
 
     def begin_step(self, step: int) -> bool:
         """A batch of a step begins; whether a profile takes place in it, on whatever rank."""
-        if self.planner is None or self._plan is not None or step == self._seen:
+        if self.planner is None or step == self._seen:
             return self._plan is not None
         self._seen = step
+        if self._plan is not None:
+            if self._session is not None and self._plan.active is not None:
+                with self._guard("profiling"):
+                    self._session.step()
+            return True
         plan = self.planner.begins(step)
         if plan is not None:
             self._begin(plan, step)
         return plan is not None
 
     def end_step(self, step: int) -> None:
-        """A step is over."""
+        """A step is over; perhaps the last of a profile."""
         plan = self._plan
-        if plan is None or plan.active is None:
-            return
-        last = self._begun + plan.warmup + plan.active - 1
-        if step >= last:
-            self._end(step)
-        elif self._session is not None:
-            with self._guard("profiling"):
-                self._session.step()
+        if plan is not None and plan.active is not None:
+            if step >= self._begun + plan.warmup + plan.active - 1:
+                self._end(step)
 
     def hear(self, transitions: Iterable[Transition]) -> None:
         """Alerts changed; those that start firing may pull the trigger."""

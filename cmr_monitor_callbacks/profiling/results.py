@@ -49,6 +49,7 @@ def summarise(
     forest = nest(trace.sections)
     recorded = bool(trace.allocations)
     sections = section_rows(forest, trace, memory_of(forest, trace) if recorded else None)
+    circumstances = {"version": _VERSION, "seconds": trace.seconds, "steps": len(trace.steps)}
     operators, gpu = operator_rows(trace, top, flops), gpu_rows(trace)
     return {
         "sections": sections,

@@ -132,7 +132,7 @@ def operator_rows(
     by_name: dict[str, list[Node]] = defaultdict(list)
     for node in nodes_of(forest):
         by_name[node.span.name].append(node)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, nodes in by_name.items():
         alone = None
         if on_device is not None:
@@ -174,7 +174,7 @@ def gpu_rows(trace: Trace) -> dict[str, Any]:
     by_device: dict[int, list[Span]] = defaultdict(list)
     for kernel in trace.kernels:
         by_device[int(kernel.thread[0])].append(kernel)
-    devices = {}
+    devices: dict[str, dict[str, Any]] = {}
     for device, kernels in sorted(by_device.items()):
         busy = busy_seconds(kernels)
         devices[str(device)] = {

@@ -46,16 +46,13 @@ class ProfileSession:
 
     @property
     def recorded(self) -> int:
-        """Steps that are kept until now, the one under way included."""
+        """Steps that are kept until now, with the one that began last."""
         return max(0, self._steps + 1 - self.plan.warmup)
 
-    def step(self) -> bool:
-        """A step is over; whether it was the last."""
-        if self.plan.active is not None and self.recorded >= self.plan.active:
-            return True
+    def step(self) -> None:
+        """Another step begins."""
         self._steps += 1
         self._profile.step()
-        return False
 
     def stop(self) -> None:
         """End; waits for the device."""

@@ -21,7 +21,8 @@ def another_profiler_runs() -> bool:
 
 def activities() -> list[ProfilerActivity]:
     """The CPU, and the accelerator if there is one."""
-    return sorted(torch.profiler.supported_activities(), key=lambda item: item.value)
+    found: set[ProfilerActivity] = torch.profiler.supported_activities()  # type: ignore[no-untyped-call]
+    return sorted(found, key=lambda item: item.value)
 
 
 def annotate(name: str) -> AbstractContextManager[Any]:
