@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from cmr_monitor_callbacks.alerts import Surroundings
 from cmr_monitor_callbacks.callbacks.batches import batch_shape
@@ -175,8 +176,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         Args:
             files: where the run's files are; empty: not said.
         """
-        alerts = self.monitor.alerts
-        return run_summary(self.snapshot, self.health, list(alerts.transitions), files)
+        transitions = list(self.monitor.alerts.transitions)
+        found = run_summary(self.snapshot, self.health, transitions, files)
+        profile = self._profiler.describe()
+        return Group(found, Text(profile)) if profile else found
 
     @property
     def state_key(self) -> str:

@@ -11,37 +11,39 @@ from cmr_monitor_callbacks.recording.cells import was_compiled
 
 def layer_forwards(
     model: nn.Module, probes: Iterable[tuple[str, Hashable | None]]
-) -> list[tuple[nn.Module, Hashable]]:
-    """The modules that are layers.
+) -> list[tuple[nn.Module, str, Hashable]]:
+    """The modules that are layers, each with its component and layer.
 
-    Those that hold a probe of a layer, or, around one, the block of the model's list of blocks;
-    without such probes the blocks by their number.
+    ``forward``: those that hold a probe of a layer, or, around one, the block of the model's list
+    of blocks; without such probes the blocks by their number. ``block``: where the layers with a
+    probe lie beside the blocks, the blocks.
 
     Args:
         model: what is watched.
         probes: paths of the probes in it, and their layers.
 
     >>> model = nn.Sequential(nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)]))
-    >>> [layer for _, layer in layer_forwards(model, [])]
-    [0, 1]
+    >>> [(component, layer) for _, component, layer in layer_forwards(model, [])]
+    [('forward', 0), ('forward', 1)]
     """
     modules = dict(model.named_modules())
     blocks = _blocks(modules)
     layers = [(path, layer) for path, layer in probes if layer is not None]
     if not layers:
-        return [(modules[path], number) for number, path in enumerate(blocks)]
+        return [(modules[path], "forward", number) for number, path in enumerate(blocks)]
     within: dict[str, set[Hashable]] = {}
     for path, layer in layers:
         for block in blocks:
             if path.startswith(f"{block}."):
                 within.setdefault(block, set()).add(layer)
-    out: dict[int, tuple[nn.Module, Hashable]] = {}
+    out: dict[int, tuple[nn.Module, str, Hashable]] = {}
     for path, layer in layers:
         alone = (b for b, some in within.items() if some == {layer} and path.startswith(f"{b}."))
         module = modules[next(alone, _holder(path, modules))]
         if module is not model:
-            out.setdefault(id(module), (module, layer))
-    return list(out.values())
+            out.setdefault(id(module), (module, "forward", layer))
+    beside = [] if within else enumerate(blocks)
+    return [*out.values(), *((modules[path], "block", number) for number, path in beside)]
 
 
 def _blocks(modules: Mapping[str, nn.Module]) -> list[str]:

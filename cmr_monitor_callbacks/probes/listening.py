@@ -165,10 +165,10 @@ class Listening:
             return
         probes = [(link.path, link.probe.layer) for link in self._probes.links]
         inner = layer_forwards(model, probes) if layers else []
-        for module, name in inner:
+        for module, component, layer_name in inner:
             if id(module) not in blind:
-                sections.add_forward(module, "forward", partial(_always, name))
-        for module in whole_forwards(model, [module for module, _ in inner]):
+                sections.add_forward(module, component, partial(_always, layer_name))
+        for module in whole_forwards(model, [module for module, _, _ in inner]):
             if id(module) not in blind:
                 sections.add_forward(module, "forward", partial(_always, None))
 

@@ -20,8 +20,8 @@ class Section:
     """What a section's name says.
 
     Attributes:
-        component: ``forward``, ``capture``, ``store``, ``retrieval``, ``reconstruction``, or what
-            was given to `CMRProbe.timer`.
+        component: ``forward``, ``block``, ``capture``, ``store``, ``retrieval``,
+            ``reconstruction``, or what was given to `CMRProbe.timer`.
         layer: the layer as text; None: the model as a whole.
         recompute: whether activation checkpointing runs it a second time, in the backward.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -189,9 +189,10 @@ class Profiler:
     def end_step(self, step: int) -> None:
         """A step is over; perhaps the last of a profile."""
         plan = self._plan
-        if plan is not None and plan.active is not None:
-            if step >= self._begun + plan.warmup + plan.active - 1:
-                self._end(step)
+        if plan is None or plan.active is None:
+            return
+        if step >= self._begun + plan.warmup + plan.active - 1:
+            self._end(step)
 
     def hear(self, transitions: Iterable[Transition]) -> None:
         """Alerts changed; those that start firing may pull the trigger."""
@@ -270,16 +271,27 @@ class Profiler:
             if names is not None:
                 self._files.write(names, raw, found)
         self.results, self.refused = found, ""
-        self._tell(about, found["bottleneck"]["sentence"])
+        self._tell(found)
 
-    def _tell(self, about: dict[str, Any], sentence: str) -> None:
-        first, last = about["first_step"], about["last_step"]
-        steps = f"step {first}" if first == last else f"steps {first} to {last}"
-        where = f": {about['trace']}" if about["trace"] else ""
-        label = f"profile of {steps} ({about['reason']}){where}"
-        logger.info("%s. %s", label, sentence)
-        self._mark(label, last)
+    def _tell(self, found: dict[str, Any]) -> None:
+        label = _label(found["about"])
+        logger.info("%s. %s", label, found["bottleneck"]["sentence"])
+        self._mark(label, found["about"]["last_step"])
+
+    def describe(self) -> str:
+        """What the last profile is and says, in two lines; '' where there is none."""
+        if self.results is None:
+            return ""
+        label = _label(self.results["about"])
+        return f"{label[0].upper()}{label[1:]}\n  {self.results['bottleneck']['sentence']}"
 
 
 def _open(component: str, layer: Hashable | None, recompute: bool) -> AbstractContextManager[Any]:
     return annotate(section_name(component, layer, recompute))
+
+
+def _label(about: Mapping[str, Any]) -> str:
+    first, last = about["first_step"], about["last_step"]
+    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    where = f": {about['trace']}" if about["trace"] else ""
+    return f"profile of {steps} ({about['reason']}){where}"

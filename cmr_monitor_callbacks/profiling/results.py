@@ -58,12 +58,7 @@ def summarise(
         "memory": memory_rows(trace),
         "gpu": gpu,
         "bottleneck": find_bottleneck(sections, operators, gpu, trace.seconds),
-        "about": {
-            "version": _VERSION,
-            "seconds": trace.seconds,
-            "steps": len(trace.steps),
-            **about,
-        },
+        "about": {**circumstances, **about},
     }
 
 

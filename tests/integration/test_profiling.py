@@ -19,6 +19,7 @@ from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
 from cmr_monitor_callbacks import CMRMonitorError, CMRPerformanceMonitor, CMRProbe
+from cmr_monitor_callbacks.config import ProfilingConfig, ScheduleConfig, TriggerConfig
 from tests.memory_models.cmr_like import CMRLikeModel, sequences
 
 MIB = 2**20
@@ -135,7 +136,9 @@ def test_sections_are_in_the_trace_by_name_and_nested(tmp_path: Path) -> None:
             model(INPUT)
     results = monitor.get_profile_results()
     found = events(results)
-    layers = [f"cmr/{part}/layer_{n}" for n in (4, 6) for part in ("forward", "retrieval", "capture")]
+    layers = [
+        f"cmr/{part}/layer_{n}" for n in (4, 6) for part in ("forward", "retrieval", "capture")
+    ]
     assert [e["name"] for e in sorted(found, key=lambda e: e["ts"])] == ["cmr/forward", *layers] * 3
 
     def inside(name: str, outer: str) -> bool:
@@ -163,6 +166,35 @@ def test_sections_are_in_the_trace_by_name_and_nested(tmp_path: Path) -> None:
     assert results["layers"]["6"]["seconds"] == rows["cmr/forward/layer_6"]["seconds"]
     linear = next(row for row in results["operators"] if row["name"] == "aten::linear")
     assert linear["calls"] == 6
+
+
+class Beside(nn.Module):
+    """Memory layers beside the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.memories = nn.ModuleDict({"1": Layer(1)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.memories["1"](x)
+        return out
+
+
+def test_blocks_beside_the_memory_are_sections_too() -> None:
+    model = Beside()
+    for layers, expected in (
+        (True, {"cmr/forward/layer_1", *(f"cmr/block/layer_{n}" for n in range(3))}),
+        (False, set()),
+    ):
+        monitor = watched(model, layers=layers)
+        with monitor.profile_execution():
+            model(INPUT)
+        own = {"cmr/forward", "cmr/retrieval/layer_1", "cmr/capture/layer_1"}
+        assert set(monitor.get_profile_results()["sections"]) == own | expected
+        monitor.detach()
 
 
 def test_allocations_belong_to_their_section() -> None:
@@ -394,7 +426,9 @@ def called(run: Callable[[], object]) -> list[str]:
 
     def note(frame: Any, event: str, argument: Any) -> None:
         if event == "call":
-            found.append(frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name)
+            found.append(
+                frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name
+            )
         elif event == "c_call":
             found.append(argument.__qualname__)
 
@@ -510,3 +544,31 @@ def test_a_replaced_method_in_compiled_code_is_compiled_at_most_once_more(
         assert torch.equal(run(INPUT), plain)
     assert graphs() <= compiled + 1
     assert not counters["graph_break"]
+
+
+# -- the manual -------------------------------------------------------------------------------
+
+MANUAL = Path(__file__).resolve().parents[2] / "docs" / "profiling.md"
+
+
+def test_the_manuals_first_snippet_runs() -> None:
+    snippet = re.findall(r"```python\n(.*?)```", MANUAL.read_text(encoding="utf-8"), re.DOTALL)[0]
+    names: dict[str, Any] = {"model": Model(), "input_ids": INPUT}
+    exec(snippet, names)
+    keys = re.findall(r"^\| `(\w+)` \| (?!`)", MANUAL.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(names["profile_results"]) == set(keys) >= {"sections", "bottleneck", "about"}
+
+
+def test_the_manuals_table_of_settings_is_that_of_the_code() -> None:
+    text = MANUAL.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*`) \| `([^|]*)` \|", text, re.MULTILINE)
+    said = {name.strip("` "): value for names, value in rows for name in names.split(",")}
+    defaults = ProfilingConfig().model_dump(mode="json")
+    assert set(said) == set(defaults)
+    for name, value in said.items():
+        if name == "schedule":
+            assert value == "{" + ", ".join(f"{k}: {v}" for k, v in ScheduleConfig()) + "}"
+        elif name == "trigger":
+            assert value == "{" + ", ".join(f"{k}: {v}" for k, v in TriggerConfig()) + "}"
+        else:
+            assert json.loads(value) == defaults[name]

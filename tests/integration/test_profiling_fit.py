@@ -54,12 +54,18 @@ def test_a_schedule_profiles_its_steps(tmp_path: Path) -> None:
     assert steps.on == [4, 5, 10, 11]  # in the warm-up torch says that it is off
     found = saved(tmp_path)
     abouts = [result["about"] for result in found]
-    assert [(a["first_step"], a["last_step"], a["steps"]) for a in abouts] == [(4, 5, 2), (10, 11, 2)]
+    assert [(a["first_step"], a["last_step"], a["steps"]) for a in abouts] == [
+        (4, 5, 2),
+        (10, 11, 2),
+    ]
     assert {a["reason"] for a in abouts} == {"schedule"}
     for result in found:
         assert result["sections"]["cmr/forward"]["calls"] == 2
         assert result["sections"]["cmr/forward/layer_4"]["calls"] == 2
-        assert any(row["name"].startswith("Optimizer") or "addmm" in row["name"] for row in result["operators"])
+        assert any(
+            row["name"].startswith("Optimizer") or "addmm" in row["name"]
+            for row in result["operators"]
+        )
         assert Path(result["about"]["trace"]).is_file()
     assert ours.monitor.get_profile_results() == found[-1]
     with ours.monitor.history as history:
@@ -167,7 +173,8 @@ def test_times_of_a_window_with_a_profile_are_no_data_for_rules(tmp_path: Path) 
     slow = {"metric": "step_time", "condition": ">", "thresholds": {"warning": 0.0}}
     for mute, fires in ((["profile"], 0), ([], 1)):
         ours = monitored(
-            {"rules": {"slow": slow}, "mute": mute}, schedule={"wait": 0, "warmup": 0, "active": 100}
+            {"rules": {"slow": slow}, "mute": mute},
+            schedule={"wait": 0, "warmup": 0, "active": 100},
         )
         trainer(tmp_path, [ours], logger=False).fit(MemoryModule(), loader(10))
         assert len([t for t in ours.monitor.alerts.transitions if t.name == "firing"]) == fires
