@@ -393,7 +393,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
                 record, step = timer.take(), current_step(trainer)
                 self.monitor.record_step(*record)
                 self._watch.stepped(record[0], step)
-                self._profiler.end_step(step)
+                if self._profiler.planner is not None:
+                    self._profiler.end_step(step)
                 self.monitor.step(step)
         finally:
             timer.left_hook(entered, self._now())
