@@ -41,13 +41,13 @@ from cmr_monitor_callbacks.distributed import (
     reasons,
     steps_between,
 )
-from cmr_monitor_callbacks.errors import CMRMonitorError, ConfigError, CriticalAlert, LayerError
+from cmr_monitor_callbacks.errors import CMRMonitorError, CriticalAlert, LayerError
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.history import Keeper, RunHistory
 from cmr_monitor_callbacks.packed import Packed
 from cmr_monitor_callbacks.probes.listening import Listening
-from cmr_monitor_callbacks.profiling import Profiler
+from cmr_monitor_callbacks.profiling import Profiler, check_profiling
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.own import OwnNumbers
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
@@ -150,11 +150,13 @@ class CMRPerformanceMonitor:
             self._step_under_way,
             (self.record_capture, self.record_reconstruction),
         )
+        rules = [rule.name for rule in self.alerts.rules]
+        more = bool(self.alert_config.rules_file)
+        enabled = check_profiling(self.config, self.profiling_config, rules, more)
         self.profiler = Profiler(
-            self.profiling_config, self._profiles(), self._listening, self.guard, self._keeper.mark
+            self.profiling_config, enabled, self._listening, self.guard, self._keeper.mark
         )
         """Makes profiles; a loop of one's own has it begin and end steps."""
-        self.profiler.check_rules(self.alerts.rules, more=bool(self.alert_config.rules_file))
         self._live = self.config.enable_real_time
         self._held = 0
         self._ranks = RankSession(
@@ -177,15 +179,6 @@ class CMRPerformanceMonitor:
         self.reset_metrics()
         if model is not None:
             self.attach(model)
-
-    def _profiles(self) -> bool:
-        """Whether profiles may be made from the start."""
-        enabled = self.profiling_config.enabled
-        if enabled is not None and self.config.enable_profiling:
-            raise ConfigError(
-                "monitoring.enable_profiling and profiling.enabled are both set; keep one"
-            )
-        return self.config.enable_profiling if enabled is None else enabled
 
     # -- attaching --------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from cmr_monitor_callbacks.config.channels import WITHOUT_SETTINGS
 from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.health import AlertRule
 from cmr_monitor_callbacks.layers import matches
+from cmr_monitor_callbacks.profiling import check_profiling
 
 NODES: Final[Mapping[str, type[BaseModel]]] = {
     "monitoring": MonitoringConfig,
@@ -175,6 +176,8 @@ def _checked(name: str, given: dict[str, Any]) -> Settings:
     # as the run will: what it refuses, such as a rules file that is away, is refused here
     desk = AlertDesk(nodes["alerts"], nodes["monitoring"].alert_thresholds, 0.0, 1)
     nodes["alerts"] = desk.config
+    names, more = [rule.name for rule in desk.rules], bool(desk.config.rules_file)
+    check_profiling(nodes["monitoring"], nodes["profiling"], names, more)
     return Settings(name, rules=desk.rules, **nodes)
 
 

@@ -2,6 +2,7 @@
 
 from cmr_monitor_callbacks.profiling.comparison import SectionChange, compare_profiles
 from cmr_monitor_callbacks.profiling.names import Section, section_name, section_of
+from cmr_monitor_callbacks.profiling.plan import check_profiling
 from cmr_monitor_callbacks.profiling.profiler import Profiler
 from cmr_monitor_callbacks.profiling.results import load_results, save_results, summarise
 from cmr_monitor_callbacks.profiling.trace import read_trace
@@ -10,6 +11,7 @@ __all__ = [
     "Profiler",
     "Section",
     "SectionChange",
+    "check_profiling",
     "compare_profiles",
     "load_results",
     "read_trace",

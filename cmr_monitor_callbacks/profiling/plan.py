@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cmr_monitor_callbacks.config import ProfilingConfig
+from cmr_monitor_callbacks.config import MonitoringConfig, ProfilingConfig
+from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.layers import matches
+
+
+def check_profiling(
+    monitoring: MonitoringConfig, profiling: ProfilingConfig, rules: Sequence[str], more: bool
+) -> bool:
+    """Whether profiles may be made from the start.
+
+    Args:
+        monitoring: may say so, too.
+        profiling: the settings.
+        rules: names of the rules in force.
+        more: whether others may come: there is a file of rules.
+
+    Raises:
+        ConfigError: it is said in both places, or no rule has the name of a trigger.
+
+    >>> check_profiling(MonitoringConfig(), ProfilingConfig(enabled=True), [], False)
+    True
+    """
+    if profiling.enabled is not None and monitoring.enable_profiling:
+        raise ConfigError(
+            "monitoring.enable_profiling and profiling.enabled are both set; keep one"
+        )
+    for glob in () if more else profiling.trigger.rules:
+        if not any(matches(glob, name) for name in rules):
+            hint = nearest(glob, rules).partition(" (")[0]
+            raise ConfigError(f"profiling.trigger.rules: no rule is named {glob!r}; {hint}")
+    return monitoring.enable_profiling if profiling.enabled is None else profiling.enabled
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from cmr_monitor_callbacks.config import ProfilingConfig
-from cmr_monitor_callbacks.errors import CMRMonitorError, ConfigError, nearest
-from cmr_monitor_callbacks.health import AlertRule, Transition
-from cmr_monitor_callbacks.layers import matches
+from cmr_monitor_callbacks.errors import CMRMonitorError
+from cmr_monitor_callbacks.health import Transition
 from cmr_monitor_callbacks.profiling.files import ProfileFiles
 from cmr_monitor_callbacks.profiling.names import section_name
 from cmr_monitor_callbacks.profiling.plan import Plan, Planner
@@ -100,22 +99,6 @@ class Profiler:
         if refused:
             self._refuse(refused)
             self.planner.made = self._config.max_profiles
-
-    def check_rules(self, rules: Sequence[AlertRule], more: bool) -> None:
-        """Refuse a trigger that no rule can pull.
-
-        Args:
-            rules: the rules in force.
-            more: whether others may come: there is a file of rules.
-
-        Raises:
-            ConfigError: no rule has such a name.
-        """
-        names = [rule.name for rule in rules]
-        for glob in self._config.trigger.rules:
-            if not more and not any(matches(glob, name) for name in names):
-                hint = nearest(glob, names).partition(" (")[0]
-                raise ConfigError(f"profiling.trigger.rules: no rule is named {glob!r}; {hint}")
 
     def place(self, run: Path | None, rank: int) -> None:
         """Say where the run's log folder is, and which rank this is."""

@@ -278,6 +278,22 @@ def test_another_profiler_goes_on_undisturbed() -> None:
     assert monitor.get_profile_results()["sections"]["cmr/forward"]["calls"] == 1
 
 
+def test_by_hand_within_a_scheduled_profile_the_scheduled_one_goes_on() -> None:
+    model = Model()
+    monitor = watched(model, schedule={"wait": 0, "warmup": 0, "active": 2})
+    profiler = monitor.profiler
+    for step in range(2):
+        assert profiler.begin_step(step)
+        with monitor.profile_execution():
+            model(INPUT)
+        assert "a profile of the schedule is under way" in profiler.refused
+        profiler.end_step(step)
+    results = monitor.get_profile_results()
+    assert results["about"]["reason"] == "schedule"
+    assert results["sections"]["cmr/forward"]["calls"] == 2
+    assert not profiler.begin_step(2)
+
+
 def test_other_threads_work_while_a_profile_is_on() -> None:
     model = Model()
     monitor = watched(model)
