@@ -26,6 +26,7 @@ from cmr_monitor_callbacks.config import (
     HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
+    ProfilingConfig,
     SilenceConfig,
     as_plain,
     parse,
@@ -48,6 +49,7 @@ from cmr_monitor_callbacks.history import Keeper, RunHistory
 from cmr_monitor_callbacks.locks import locked
 from cmr_monitor_callbacks.packed import Packed
 from cmr_monitor_callbacks.probes.listening import Listening
+from cmr_monitor_callbacks.profiling import Profiler, check_profiling
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.own import OwnNumbers
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
@@ -76,6 +78,7 @@ class CMRPerformanceMonitor:
         model: attached at once, if given.
         probes: how numbers leave the model; a `ProbesConfig` or a mapping.
         history: how much is kept of the windows; a `HistoryConfig` or a mapping.
+        profiling: what a detailed profile holds, and when; a `ProfilingConfig` or a mapping.
         clock: where time comes from; the machine's own by default.
 
     Raises:
@@ -100,12 +103,14 @@ class CMRPerformanceMonitor:
         model: nn.Module | None = None,
         probes: ProbesConfig | Mapping[str, Any] | None = None,
         history: HistoryConfig | Mapping[str, Any] | None = None,
+        profiling: ProfilingConfig | Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.config = parse(MonitoringConfig, config, "monitoring")
         self.alert_config = parse(AlertConfig, alert_config, "alerts")
         self.probes_config = parse(ProbesConfig, probes, "probes")
         self.history_config = parse(HistoryConfig, history, "history")
+        self.profiling_config = parse(ProfilingConfig, profiling, "profiling")
         self.clock: Clock = clock or SystemClock()
         self.window_steps = self.config.log_every_n_steps or DEFAULT_WINDOW
         self._interval = self.config.metric_collection_interval
@@ -125,6 +130,7 @@ class CMRPerformanceMonitor:
             "alerts": self.alert_config,
             "probes": self.probes_config,
             "history": self.history_config,
+            "profiling": self.profiling_config,
         }
         self._keeper = Keeper(
             self.history_config,
@@ -148,6 +154,13 @@ class CMRPerformanceMonitor:
             self._step_under_way,
             (self.record_capture, self.record_reconstruction),
         )
+        rules = [rule.name for rule in self.alerts.rules]
+        more = bool(self.alert_config.rules_file)
+        enabled = check_profiling(self.config, self.profiling_config, rules, more)
+        self.profiler = Profiler(
+            self.profiling_config, enabled, self._listening, self.guard, self._keeper.mark
+        )
+        """Makes profiles; a loop of one's own has it begin and end steps."""
         self._live = self.config.enable_real_time
         self._held = 0
         self._ranks = RankSession(
@@ -217,6 +230,7 @@ class CMRPerformanceMonitor:
 
     def detach(self) -> None:
         """Stop listening; the model is as it was before."""
+        self.profiler.interrupt("the model was let go")
         self._listening.detach()
 
     # -- recording --------------------------------------------------------------------------
@@ -403,6 +417,7 @@ class CMRPerformanceMonitor:
         Args:
             stage: ``train``, ``val``, ``test``, ``predict``, or ``sanity``, which is thrown away.
         """
+        self.profiler.interrupt(f"{stage} came between")
         if self._ranks.exchange is not None:
             self._publish()
         self._listening.poll(begun=False)
@@ -516,6 +531,7 @@ class CMRPerformanceMonitor:
         own.update(self.alerts.report.numbers())  # rules see the verdict before
         transitions = self.alerts.judge(snapshot, self.windows, muted=self._muted)
         own.update(self.alerts.report.numbers())  # the snapshot holds this very mapping
+        self.profiler.hear(transitions)
         self.snapshot = snapshot
         self._outlet.emit(snapshot, self.alerts.report, transitions)
         self._keep(snapshot, transitions)
@@ -580,6 +596,7 @@ class CMRPerformanceMonitor:
             world_size: processes of the run.
         """
         self._keeper.open(folder, rank, world_size)
+        self.profiler.place(folder, rank)
 
     def close_history(self, outcome: str) -> None:
         """Write what is pending and end the session; a later window begins another one.
@@ -905,6 +922,36 @@ class CMRPerformanceMonitor:
             )
         snapshot = self._snapshot_now()
         return {**snapshot.to_dict(over), "health": self.get_health_status()}
+
+    def enable_profiling(self) -> None:
+        """Allow `profile_execution`, and the profiles of ``profiling``, whatever was set."""
+        self.profiler.enable()
+
+    @contextmanager
+    def profile_execution(self) -> Iterator[CMRPerformanceMonitor]:
+        """Profile what is done within, in detail; yields the monitor.
+
+        An exception ends the profile and goes on; what was seen until then is kept. Where another
+        profiler is on nothing is profiled, and `get_profile_results` says so.
+
+        Raises:
+            CMRMonitorError: profiling is off, or this is within another such block.
+        """
+        with self.profiler.execution(self.current_step + 1):
+            yield self
+
+    def get_profile_results(self) -> dict[str, Any]:
+        """What the last profile says, as plain data: times in seconds, memory in bytes.
+
+        Returns:
+            ``sections`` by name, ``layers``, ``operators`` (the slowest first), ``memory`` by
+            device, ``gpu``, ``bottleneck`` (with its ``sentence``), and ``about`` the profile. What
+            is not known is None: ``gpu["busy_share"]`` without a GPU, for one.
+
+        Raises:
+            CMRMonitorError: no profile was made; the message says what to call, or why not.
+        """
+        return self.profiler.get_results()
 
     def get_stats(self, over: Over = "run") -> dict[str, Any]:
         """The newest snapshot's `Snapshot.to_dict`."""

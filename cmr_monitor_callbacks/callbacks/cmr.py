@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from cmr_monitor_callbacks.alerts import Surroundings
 from cmr_monitor_callbacks.callbacks.lightning_api import (
@@ -23,6 +24,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
     current_step,
     log_every_n_steps,
     log_folder,
+    other_profiler,
     progress_bar_print,
     run_folder,
     say_at_start,
@@ -36,6 +38,7 @@ from cmr_monitor_callbacks.config import (
     HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
+    ProfilingConfig,
     SinksConfig,
     parse,
 )
@@ -89,9 +92,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         alerts: what counts as wrong and who is told (`AlertConfig`).
         probes: how numbers leave the model (`ProbesConfig`).
         history: how much is kept of the windows (`HistoryConfig`).
+        profiling: which steps are profiled in detail, and how (`ProfilingConfig`).
         sinks: where numbers go (`SinksConfig`).
         monitor: a monitor made elsewhere, with its own ``monitoring``, ``alerts``,
-            ``probes`` and ``history``.
+            ``probes``, ``history`` and ``profiling``.
 
     Raises:
         ConfigError: a setting is wrong; the message names the field, the value and what is allowed.
@@ -112,6 +116,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         alerts: Settings | AlertConfig = None,
         probes: Settings | ProbesConfig = None,
         history: Settings | HistoryConfig = None,
+        profiling: Settings | ProfilingConfig = None,
         sinks: Settings | SinksConfig = None,
         monitor: CMRPerformanceMonitor | None = None,
     ) -> None:
@@ -121,12 +126,13 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             "alerts": alerts,
             "probes": probes,
             "history": history,
+            "profiling": profiling,
         }
         given = [name for name, value in settings.items() if value is not None]
         if monitor is not None and given:
             raise ConfigError(f"{' and '.join(given)} must be set on the monitor that is passed")
         self.monitor = monitor or CMRPerformanceMonitor(
-            monitoring, alert_config=alerts, probes=probes, history=history
+            monitoring, alert_config=alerts, probes=probes, history=history, profiling=profiling
         )
         self.sinks_config = parse(SinksConfig, sinks, "sinks")
         if self.sinks_config.prometheus is not None:
@@ -135,6 +141,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self._other_timer = StepTimer()
         """Of the other stages: one may come between the batches of a step."""
         self._now = self.monitor.clock.monotonic
+        self._profiler = self.monitor.profiler
         self._watch = StallWatch(self.monitor.alert_config.stall, self._tell_of_stall, self._now)
         self._trainer: weakref.ref[Trainer] | None = None
         self._handles: list[Any] = []
@@ -169,7 +176,9 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         Args:
             files: where the run's files are; empty: not said.
         """
-        return self.monitor.summary(files)
+        found = self.monitor.summary(files)
+        profile = self._profiler.describe()
+        return Group(found, Text(profile)) if profile else found
 
     def _repr_html_(self) -> str:
         """The summary, where a notebook shows the callback."""
@@ -243,6 +252,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             if isinstance(optimizer, torch.optim.Optimizer):
                 self._handles.append(optimizer.register_step_post_hook(self._after_optimizer))
         self.monitor.on_decision = partial(self._decided, trainer)
+        self._profiler.begin_run(other_profiler(trainer))
         if self._metrics is not None:
             self._metrics.rewrite()
 
@@ -268,6 +278,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     @_guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last, partial window."""
+        self._profiler.interrupt("the fit ended")
         self.monitor.flush()
 
     def on_exception(
@@ -333,7 +344,15 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         if self._gate_closed:  # a backward failed, and the loop went on
             self._set_gate(True)
         self.monitor.refresh()
+        if self._profiler.planner is not None:
+            self._begin_profiled(trainer)
         self._timer.batch_start(self._now())
+
+    @_guarded
+    def _begin_profiled(self, trainer: Trainer) -> None:
+        """Profiling is on: this step may be the first of a profile, or within one."""
+        if self._profiler.begin_step(current_step(trainer)):
+            self.monitor.mute("profile")
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
@@ -379,6 +398,8 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
                 record, step = timer.take(), current_step(trainer)
                 self.monitor.record_step(*record)
                 self._watch.stepped(record[0], step)
+                if self._profiler.planner is not None:
+                    self._profiler.end_step(step)
                 self.monitor.step(step)
         finally:
             timer.left_hook(entered, self._now())

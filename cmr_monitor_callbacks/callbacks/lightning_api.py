@@ -64,6 +64,17 @@ def log_every_n_steps(trainer: Trainer) -> int:
     return int(getattr(trainer, "log_every_n_steps", 50))
 
 
+def other_profiler(trainer: Trainer) -> str:
+    """Why nothing else can be profiled in this fit; '' where the Trainer has no torch profiler."""
+    kind = type(getattr(trainer, "profiler", None))
+    if all(cls.__name__ != "PyTorchProfiler" for cls in kind.__mro__):
+        return ""
+    return (
+        f"the Trainer's {kind.__name__} profiles this fit, and there can be only one profiler: "
+        "CMRMonitorCallback makes no profile; leave out Trainer(profiler=...) to have them"
+    )
+
+
 def log_folder(trainer: Trainer) -> Path:
     """Where the first logger writes; unlike ``trainer.log_dir`` without asking the other ranks."""
     for logger in trainer.loggers:

@@ -22,6 +22,7 @@ from cmr_monitor_callbacks.config import (
     HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
+    ProfilingConfig,
     SinksConfig,
     load_preset,
     parse,
@@ -31,12 +32,14 @@ from cmr_monitor_callbacks.config.channels import WITHOUT_SETTINGS
 from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.health import AlertRule
 from cmr_monitor_callbacks.layers import matches
+from cmr_monitor_callbacks.profiling import check_profiling
 
 NODES: Final[Mapping[str, type[BaseModel]]] = {
     "monitoring": MonitoringConfig,
     "alerts": AlertConfig,
     "probes": ProbesConfig,
     "history": HistoryConfig,
+    "profiling": ProfilingConfig,
     "sinks": SinksConfig,
 }
 """Arguments of `CMRMonitorCallback` that a file can set."""
@@ -55,6 +58,7 @@ class Settings:
         alerts: rules and notifications, those of the rules file included.
         probes: how numbers leave the model.
         history: how much is kept of the windows.
+        profiling: which steps are profiled.
         sinks: where numbers go.
         rules: the rules in force.
     """
@@ -64,6 +68,7 @@ class Settings:
     alerts: AlertConfig
     probes: ProbesConfig
     history: HistoryConfig
+    profiling: ProfilingConfig
     sinks: SinksConfig
     rules: tuple[AlertRule, ...]
 
@@ -171,6 +176,8 @@ def _checked(name: str, given: dict[str, Any]) -> Settings:
     # as the run will: what it refuses, such as a rules file that is away, is refused here
     desk = AlertDesk(nodes["alerts"], nodes["monitoring"].alert_thresholds, 0.0, 1)
     nodes["alerts"] = desk.config
+    names, more = [rule.name for rule in desk.rules], bool(desk.config.rules_file)
+    check_profiling(nodes["monitoring"], nodes["profiling"], names, more)
     return Settings(name, rules=desk.rules, **nodes)
 
 

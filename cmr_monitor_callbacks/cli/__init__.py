@@ -9,6 +9,7 @@ from cmr_monitor_callbacks.cli.check import run_check
 from cmr_monitor_callbacks.cli.comparing import compare
 from cmr_monitor_callbacks.cli.explaining import explain
 from cmr_monitor_callbacks.cli.looking import status, watch
+from cmr_monitor_callbacks.cli.profiles import profile
 from cmr_monitor_callbacks.cli.rules import run_rule_tests
 from cmr_monitor_callbacks.cli.sweeping import sweep
 from cmr_monitor_callbacks.cli.terminal import never_fail_to_encode
@@ -19,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for _command in (status, watch, report, export, compare, sweep, explain, ack, prune):
+for _command in (status, watch, report, export, compare, sweep, explain, profile, ack, prune):
     app.command(_command.__name__)(_command)
 app.command("check")(run_check)
 app.command("test-rules")(run_rule_tests)

@@ -17,6 +17,7 @@ from cmr_monitor_callbacks.config.monitoring import (
     SinksConfig,
 )
 from cmr_monitor_callbacks.config.presets import config_root, load_preset, preset_names
+from cmr_monitor_callbacks.config.profiling import ProfilingConfig, ScheduleConfig, TriggerConfig
 from cmr_monitor_callbacks.config.prometheus import PrometheusConfig
 from cmr_monitor_callbacks.config.rules import (
     SEVERITIES,
@@ -39,14 +40,17 @@ __all__ = [
     "MonitoringConfig",
     "NoDataConfig",
     "ProbesConfig",
+    "ProfilingConfig",
     "PrometheusConfig",
     "ReduceConfig",
     "RouteConfig",
     "RuleConfig",
+    "ScheduleConfig",
     "SelectConfig",
     "SilenceConfig",
     "SinksConfig",
     "ThresholdConfig",
+    "TriggerConfig",
     "WarmupConfig",
     "as_plain",
     "config_root",

@@ -16,7 +16,7 @@ from cmr_monitor_callbacks.config.spans import Duration, PositiveDuration, Span
 from cmr_monitor_callbacks.config.stall import StallConfig
 from cmr_monitor_callbacks.errors import nearest
 
-MUTES: Final = ("sanity_check", "validation", "checkpoint")
+MUTES: Final = ("sanity_check", "validation", "checkpoint", "profile")
 
 
 class EscalationStep(Settings):
@@ -162,7 +162,7 @@ class AlertConfig(Settings):
     """When a firing alert of a severity is notified."""
     warmup: WarmupConfig = WarmupConfig()
     """The start of a run."""
-    mute: tuple[Literal["sanity_check", "validation", "checkpoint"], ...] = MUTES
+    mute: tuple[Literal["sanity_check", "validation", "checkpoint", "profile"], ...] = MUTES
     """What makes times and rates of a window no data for rules, for they are not those of
     training."""
     rules: dict[str, RuleConfig] = Field(default_factory=lambda: _preset("rules"))

@@ -42,8 +42,8 @@ class MonitoringConfig(Settings):
 
     enable_real_time: bool = True
     """Live statistics (``get_live_stats``) and the exporter (``sinks.prometheus``)."""
-    enable_profiling: Literal[False] = False
-    """Detailed profiling; not there yet in this version, so only false is allowed."""
+    enable_profiling: bool = False
+    """Detailed profiling, as ``profiling`` says."""
     log_every_n_steps: int | None = Field(default=None, ge=1)
     """Steps in a window; null: the Trainer's ``log_every_n_steps``."""
     metric_collection_interval: float | None = Field(default=None, gt=0, allow_inf_nan=False)

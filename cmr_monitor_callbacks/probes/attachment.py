@@ -38,10 +38,11 @@ class Attachment:
         self._kinds = kinds
         self._watches = watches
         self._on_error = on_error
-        self._links: list[Link] = []
+        self.links: list[Link] = []
+        """Of the probes that are attached."""
 
     def __len__(self) -> int:
-        return len(self._links)
+        return len(self.links)
 
     def attach(self, model: nn.Module) -> None:
         """Listen to the probes of a model; those attached already stay so.
@@ -49,10 +50,10 @@ class Attachment:
         Raises:
             LayerError: two layers would be shown under one name.
         """
-        mine = {id(link.probe) for link in self._links}
+        mine = {id(link.probe) for link in self.links}
         for found in find_probes(model):
             if id(found.probe) not in mine and self._watches(found.probe.layer):
-                self._links.append(self._link(found.probe, found.path))
+                self.links.append(self._link(found.probe, found.path))
 
     def _link(self, probe: CMRProbe, path: str) -> Link:
         if probe.attached:
@@ -67,7 +68,7 @@ class Attachment:
         """Make the device rows of all probes in one tensor, before the first compiled call."""
         wanted = [
             (link, kind)
-            for link in self._links
+            for link in self.links
             for kind in link.kinds
             if not link.placed(kind, device)
         ]
@@ -81,13 +82,13 @@ class Attachment:
 
     def detach(self) -> None:
         """Let every probe go; the model is as it was before."""
-        for link in self._links:
+        for link in self.links:
             link.probe.detach(link)
-        self._links.clear()
+        self.links.clear()
 
     def source(self) -> str:
         """Where the numbers come from, for people."""
-        paths = [link.path for link in self._links]
+        paths = [link.path for link in self.links]
         if not paths:
             return ""
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""

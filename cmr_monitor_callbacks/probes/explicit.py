@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import torch
@@ -89,6 +90,32 @@ class _IdleTimer:
 
 
 _IDLE: Final = _IdleTimer()
+Sections = Callable[[str], AbstractContextManager[Any]]
+"""Opens a section of a profile: its component; the layer is the probe's."""
+
+
+class _SectionTimer:
+    """A `ProbeTimer` whose time is a section of the profile that is on."""
+
+    __slots__ = ("_component", "_open", "_section", "_start", "seconds")
+
+    def __init__(self, sections: Sections, component: str) -> None:
+        self.seconds: float | None = None
+        self._open, self._component = sections, component
+        self._section: AbstractContextManager[Any] | None = None
+        self._start = 0.0
+
+    def __enter__(self) -> _SectionTimer:
+        self._section = self._open(self._component)
+        self._section.__enter__()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.seconds = time.perf_counter() - self._start
+        section, self._section = self._section, None
+        if section is not None:
+            section.__exit__(*exc)
 
 
 class CMRProbe:
@@ -126,6 +153,7 @@ class CMRProbe:
         "_link",
         "_reconstruction",
         "_retrieval",
+        "_sections",
         "_slot",
         "_timer",
         "layer",
@@ -141,6 +169,7 @@ class CMRProbe:
         self._buffer: Extend | None = None
         self._cells: dict[str, CellRow] | None = None
         self._timer: ProbeTimer | _IdleTimer = _IDLE
+        self._sections: Sections | None = None
 
     def __repr__(self) -> str:
         return f"CMRProbe(layer={self.layer!r})"
@@ -291,11 +320,18 @@ class CMRProbe:
         if self._link is not None and _graph_task() == -1:
             self._link.error(exc)
 
-    def timer(self) -> ProbeTimer | _IdleTimer:
-        """A context manager whose ``seconds`` is the time spent inside, None if nobody listens."""
+    def timer(self, component: str = "timer") -> ProbeTimer | _IdleTimer | _SectionTimer:
+        """A context manager whose ``seconds`` is the time spent inside, None if nobody listens.
+
+        Args:
+            component: what is timed, such as ``capture``, ``retrieval`` or ``reconstruction``: in a
+                profile the time is shown under that name and the probe's layer.
+        """
         if _compiling():
             return _IdleTimer()  # made here: Dynamo enters only context managers it saw being made
-        return self._timer
+        if self._sections is None:
+            return self._timer
+        return _SectionTimer(self._sections, component)
 
     # -- what a monitor calls ---------------------------------------------------------------
 
@@ -326,6 +362,11 @@ class CMRProbe:
             self._link = self._cells = None
             self._capture = self._reconstruction = self._retrieval = self._buffer = None
             self._timer = _IDLE
+            self._sections = None
+
+    def show_sections(self, sections: Sections | None) -> None:
+        """Have each timer be a section of the profile that is on; None: it is over."""
+        self._sections = sections
 
     def _add_compiled(self, kind: str, fields: tuple[Number, ...]) -> None:
         cells = self._cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
@@ -13,10 +14,21 @@ from cmr_monitor_callbacks.config import ProbesConfig
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.probes.attachment import Attachment
 from cmr_monitor_callbacks.probes.automatic import AutomaticAttachment
+from cmr_monitor_callbacks.probes.forwards import layer_forwards, whole_forwards, within_compiled
 from cmr_monitor_callbacks.probes.link import Link
 from cmr_monitor_callbacks.probes.report import Report
+from cmr_monitor_callbacks.probes.sections import Open, Sections
 from cmr_monitor_callbacks.probes.watches.seam import Told
 from cmr_monitor_callbacks.recording.ledger import Ledger
+
+
+def _no_model() -> None:
+    return None
+
+
+def _always(layer: Hashable | None, args: Any, kwargs: Any) -> Hashable | None:
+    return layer
+
 
 _PROBED = ("capture", "reconstruction", "buffer", "retrieval", "errors")
 
@@ -57,6 +69,8 @@ class Listening:
         )
         self.automatic = AutomaticAttachment(new_report, config, *told)
         self._watching = False
+        self._model: Callable[[], nn.Module | None] = _no_model
+        self._sections = Sections()
         self.sources: dict[str, str] = {}
         """By metric or component, where its numbers come from."""
         self._find_sources()
@@ -74,6 +88,7 @@ class Listening:
         Raises:
             LayerError: two layers would be shown under one name.
         """
+        self._model = weakref.ref(model)
         if self._config.explicit:
             self._probes.attach(model)
         automatic = self._config.automatic
@@ -86,6 +101,7 @@ class Listening:
     def detach(self) -> None:
         """Stop listening; the model is as it was before."""
         self.poll(begun=False)
+        self._sections.leave()
         self._probes.detach()
         self.automatic.detach()
         self._watching = False
@@ -125,6 +141,40 @@ class Listening:
     def place_cells(self, device: torch.device) -> None:
         """Make room for numbers that live on a device, before the first compiled call."""
         self._probes.place_cells(device)
+
+    def enter_sections(self, open_section: Open, *, layers: bool) -> None:
+        """Have what the model's memory does be sections of the profile that begins.
+
+        Args:
+            open_section: opens one, given component, layer, and whether it is a recompute.
+            layers: whether the forward of each layer is one.
+        """
+        sections, ways, model = self._sections, self.automatic.ways, self._model()
+        sections.enter(open_section)
+        # what is called in compiled code is not touched: that would compile it anew
+        compiled = {kind for kind, blind in ways.report.blind.items() if blind[0]}
+        compiled |= {"store"} if "capture" in compiled else set()
+        sections.add_wraps(w for w in ways.wraps.sections.items() if w[1][0] not in compiled)
+        sections.add_probes(link.probe for link in self._probes.links)
+        blind = set() if model is None else within_compiled(model)
+        for owner, component, layer in ways.forwards:
+            module = owner()
+            if module is not None and id(module) not in blind and component not in compiled:
+                sections.add_forward(module, component, layer)
+        if model is None:
+            return
+        probes = [(link.path, link.probe.layer) for link in self._probes.links]
+        inner = layer_forwards(model, probes) if layers else []
+        for module, component, layer_name in inner:
+            if id(module) not in blind:
+                sections.add_forward(module, component, partial(_always, layer_name))
+        for module in whole_forwards(model, [module for module, _, _ in inner]):
+            if id(module) not in blind:
+                sections.add_forward(module, "forward", partial(_always, None))
+
+    def leave_sections(self) -> None:
+        """The profile is over: the model is as it was."""
+        self._sections.leave()
 
     def _find_sources(self) -> None:
         explicit = self._probes.source()

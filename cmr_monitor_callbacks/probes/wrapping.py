@@ -13,6 +13,8 @@ _MISSING: Final = object()
 Call = Callable[..., Any]
 Make = Callable[[Call], Call]
 """Given the original method, the function to call instead; its first argument is the wrap."""
+LayerOf = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+"""Tells a call's layer by its arguments."""
 
 
 class Wrapped:
@@ -100,17 +102,29 @@ class Wraps:
     def __init__(self, codes: set[types.CodeType] | None = None) -> None:
         self._made: list[tuple[Callable[[], Any], str, Any, Any]] = []
         self._codes = set() if codes is None else codes
+        self.sections: dict[type[Wrapped], tuple[str, LayerOf]] = {}
+        """Of the replaced methods that are a section of a profile: the component, and how a call's
+        layer is told."""
 
     def __len__(self) -> int:
         return len(self._made)
 
-    def replace(self, owner: Any, name: str, make: Make, *, weakly: bool = False) -> bool:
+    def replace(
+        self,
+        owner: Any,
+        name: str,
+        make: Make,
+        *,
+        weakly: bool = False,
+        section: tuple[str, LayerOf] | None = None,
+    ) -> bool:
         """Replace a method of an object.
 
         Args:
             owner: the object.
             name: of the method.
             make: what makes the function to call instead.
+            section: what a call is in a profile; None: no section.
             weakly: whether the object may go at any time: then its method is bound anew for each
                 call, so that the wrap does not leave it to the garbage collector.
 
@@ -132,6 +146,8 @@ class Wraps:
         self._codes.add(call.__code__)
         wrapped = own[name] = _class_of(call)(ref, name, function)
         self._made.append((ref, name, before, type(wrapped)))
+        if section is not None:
+            self.sections[type(wrapped)] = section
         return True
 
     def undo(self, only: Any = None) -> None:
@@ -147,6 +163,7 @@ class Wraps:
             if only is not None and owner is not only:
                 kept.append(made)
                 continue
+            self.sections.pop(cls, None)
             cls.__call__ = _pass_on  # whoever holds it; what it closed over may go
             own = _dictionary(owner)
             if own is None or not isinstance(own.get(name), Wrapped):

@@ -284,3 +284,13 @@ def anything_compiled() -> bool:
     """Whether ``torch.compile`` was used in this process."""
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo is not None and bool(dynamo.utils.counters["stats"])
+
+
+def was_compiled(function: object) -> bool:
+    """Whether Dynamo holds compiled code of a function; on a torch that cannot say, of any."""
+    dynamo = sys.modules.get("torch._dynamo")
+    code = getattr(function, "__code__", None)
+    if dynamo is None or code is None:
+        return False
+    entries = getattr(dynamo.eval_frame, "_debug_get_cache_entry_list", None)
+    return anything_compiled() if entries is None else bool(entries(code))

@@ -114,10 +114,13 @@ class MemoryLayer(nn.Module):
             x: shape ``(batch, time, dim)``.
             step: the current step; what was stored in it is not read in it.
         """
-        memory = self._retrieve(x, step)
-        reconstructed = self._reconstruct(x, memory)
+        with self.probe.timer("retrieval"):  # in a profile each of them has its name
+            memory = self._retrieve(x, step)
+        with self.probe.timer("reconstruction"):
+            reconstructed = self._reconstruct(x, memory)
         if self.training:
-            self._capture(x.detach(), step)
+            with self.probe.timer("capture"):
+                self._capture(x.detach(), step)
         return reconstructed
 
     def clear(self) -> int:

@@ -16,6 +16,7 @@ from cmr_monitor_callbacks.config import (
     HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
+    ProfilingConfig,
     SinksConfig,
     config_root,
     load_preset,
@@ -80,7 +81,10 @@ def test_the_specifications_dictionaries_work_verbatim() -> None:
         ({"layer_metrics": ["states_stord"]}, "did you mean 'states_stored'?"),
         ({"log_evry_n_steps": 5}, "monitoring.log_evry_n_steps is not a setting; did you mean"),
         ({"alert_thresholds": {"low_efficency": 0.5}}, "did you mean 'low_efficiency'?"),
-        ({"enable_profiling": True}, "monitoring.enable_profiling must be False, got True"),
+        (
+            {"enable_profiling": "perhaps"},
+            "monitoring.enable_profiling must be true or false, got 'perhaps'",
+        ),
     ],
 )
 def test_a_wrong_monitoring_setting_names_field_value_and_what_is_allowed(
@@ -225,12 +229,13 @@ TUNED = {"enabled", "metric", "select", "over", "compare", "condition", "when", 
 def test_a_preset_is_valid_and_lists_every_field(name: str) -> None:
     preset = load_preset(name)
     CMRMonitorCallback(**preset)
-    assert set(preset) == {"monitoring", "alerts", "probes", "history", "sinks"}
+    assert set(preset) == {"monitoring", "alerts", "probes", "history", "profiling", "sinks"}
     for key, model in (
         ("monitoring", MonitoringConfig),
         ("alerts", AlertConfig),
         ("probes", ProbesConfig),
         ("history", HistoryConfig),
+        ("profiling", ProfilingConfig),
         ("sinks", SinksConfig),
     ):
         assert set(preset[key]) == set(model.model_fields)
@@ -251,6 +256,7 @@ def test_the_preset_default_is_what_no_arguments_give() -> None:
     assert plain.monitor.config == preset.monitor.config
     assert plain.monitor.alert_config == preset.monitor.alert_config
     assert plain.monitor.history_config == preset.monitor.history_config
+    assert plain.monitor.profiling_config == preset.monitor.profiling_config
     assert plain.sinks_config == preset.sinks_config
 
 

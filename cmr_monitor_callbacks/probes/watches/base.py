@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cmr_monitor_callbacks.packed import ROW
-from cmr_monitor_callbacks.probes.reading import layer_parameter
+from cmr_monitor_callbacks.probes.reading import LayerOf, layer_of, layer_parameter
 from cmr_monitor_callbacks.probes.report import Report
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.wrapping import Make, Wraps
@@ -31,6 +31,8 @@ class Ways:
         calls_by: who counts the calls of the capture: ``capture`` (a method of the model),
             ``monitor`` (the model's own performance monitor) or ``store``.
         reconstructs: whether a reconstructor is watched.
+        forwards: modules whose forward is a section of a profile: where the module is, component,
+            and how a call's layer is told.
     """
 
     report: Report
@@ -42,10 +44,13 @@ class Ways:
     weakly: bool = False
     calls_by: str = "store"
     reconstructs: bool = False
+    forwards: list[tuple[Callable[[], Any], str, LayerOf]] = field(default_factory=list)
 
-    def replace(self, owner: Any, name: str, make: Make) -> bool:
+    def replace(
+        self, owner: Any, name: str, make: Make, section: tuple[str, LayerOf] | None = None
+    ) -> bool:
         """Have a method of an object do more; says whether that could be done."""
-        return self.wraps.replace(owner, name, make, weakly=self.weakly)
+        return self.wraps.replace(owner, name, make, weakly=self.weakly, section=section)
 
 
 class Watch(Protocol):
@@ -97,6 +102,10 @@ class BaseWatch:
     def unnamed_layer(self) -> Hashable | None:
         """The layer of a call that names none, as it is known now."""
         return None if self.layered else self.layer
+
+    def section(self, component: str, name: str) -> tuple[str, LayerOf]:
+        """What a call of a method is in a profile."""
+        return component, layer_of(method(self._owner(), name), self.unnamed_layer)
 
     def poll(self) -> None:
         """Nothing is read unless a watch says what."""

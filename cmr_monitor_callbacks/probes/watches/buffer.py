@@ -141,7 +141,10 @@ class BufferWatch(BaseWatch):
         self.looks = not (any(removes) and any(inserts))
         for name in offered:
             if _STORE.match(name):
-                made = ways.replace(owner, name, self._store(ways, name))
+                # where no method of the model captures, to store is to capture
+                component = "capture" if ways.calls_by == "store" else "store"
+                section = self.section(component, name)
+                made = ways.replace(owner, name, self._store(ways, name), section)
                 self.counts_calls |= made
                 if made:
                     self.source("capture", "wrapped", name)

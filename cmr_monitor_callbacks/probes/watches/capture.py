@@ -41,7 +41,8 @@ class CaptureWatch(BaseWatch):
         if ways.calls_by != "capture" or "capture" not in ways.report.kinds:
             return
         for name in self._methods:
-            if ways.replace(self._owner(), name, self._maker(ways, name)):
+            section = self.section("capture", name)
+            if ways.replace(self._owner(), name, self._maker(ways, name), section):
                 self.source("", "wrapped", name, "capture_calls", "avg_capture_time")
                 ways.report.live(None, CAPTURES)
 

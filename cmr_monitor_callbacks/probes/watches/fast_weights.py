@@ -37,7 +37,7 @@ class FastWeightsWatch(BaseWatch):
             ("retrieve_memories", self._record_retrieval, "retrieving", "retrieval"),
         ):
             if kind in ways.report.kinds and ways.replace(
-                self._owner(), name, self._maker(name, record, flag)
+                self._owner(), name, self._maker(name, record, flag), self.section(kind, name)
             ):
                 self.source(kind, "wrapped", name)
 

@@ -53,7 +53,8 @@ class IndexedWatch(BaseWatch):
         self.source("buffer", "wrapped", "add", "eviction_count")
 
     def _wrap(self, ways: Ways, name: str, maker: Callable[..., Any], kind: str) -> None:
-        made = ways.replace(self._owner(), name, maker)
+        section = self.section(kind, name) if kind else None
+        made = ways.replace(self._owner(), name, maker, section)
         self.counts_calls |= made and name == "add"
         if made and kind:
             self.source(kind, "wrapped", name)

@@ -62,7 +62,8 @@ class ReconstructionWatch(BaseWatch):
             self.source("reconstruction", "hook", "forward")
         elif ways.wrap:
             for name in self._methods:
-                if ways.replace(self._owner(), name, self._maker(ways, name)):
+                section = self.section("reconstruction", name)
+                if ways.replace(self._owner(), name, self._maker(ways, name), section):
                     self.source("reconstruction", "wrapped", name)
 
     def sample(self, on: bool) -> None:
@@ -136,6 +137,7 @@ class ReconstructionWatch(BaseWatch):
             safely(seconds, out, args, kwargs)
 
         report.hooked.add(id(owner))
+        ways.forwards.append((self._owner, *self.section("reconstruction", "forward")))
         ways.handles.append(owner.register_forward_pre_hook(hook(before)))
         ways.handles.append(
             owner.register_forward_hook(hook(after), with_kwargs=True, always_call=True)

@@ -73,7 +73,7 @@ class RetrievalWatch(BaseWatch):
         counter = CacheCounter(attributes(owner))
         self._cache = counter if counter.there else None
         for name in self._methods:
-            if ways.replace(owner, name, self._maker(ways, name)):
+            if ways.replace(owner, name, self._maker(ways, name), self.section("retrieval", name)):
                 self.source("retrieval", "wrapped", name)
                 report.live(None, RETRIEVALS, RETURNED)
         if self._cache is not None and self.said:

@@ -182,6 +182,12 @@ def test_nodes_may_stand_under_a_key_beside_others(tmp_path: Path) -> None:
             "alerts.rules.slow.thresholds.error.fire",
         ),
         ({"monitoring": {"layerz": []}}, [], "did you mean 'layers'"),
+        ({"profiling": {"trigger": {"rules": {"retrieval_slwo": 5}}}}, [], "retrieval_slow'"),
+        (
+            {"monitoring": {"enable_profiling": True}, "profiling": {"enabled": True}},
+            [],
+            "both set; keep one",
+        ),
         ({"monitorin": {}}, [], "monitorin is not a node of"),
         ({"monitorin": {}}, [], "did you mean 'monitoring'"),
         ({"defaults": ["x"]}, [], "has a list of defaults, which Hydra composes"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cmr_monitor_callbacks import HistoryConfig, HistoryError, RunHistory
+from cmr_monitor_callbacks import HistoryConfig, RunHistory
 from cmr_monitor_callbacks.health import Phase
 from cmr_monitor_callbacks.history import HistoryStore, RunInfo
 from cmr_monitor_callbacks.reports.explaining import explain

@@ -195,7 +195,7 @@ def full() -> dict[str, Any]:
     """A report in which everything there can be is there."""
     report = report_of(RunHistory(filled(None, 40, (2, "b"))))
     report["ranks"] = {"0": {"step_time": 0.1}}
-    filled_in = {"outcome": "completed", "ended": report["timestamp"], "git_commit": "ab12"}
+    filled_in = {"outcome": "completed", "ended": report["run"]["started"], "git_commit": "ab12"}
     report["run"] |= filled_in
     missing = [
         path for path, value in walk(report) if isinstance(value, (dict, list)) and not value
