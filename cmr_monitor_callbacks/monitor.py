@@ -25,6 +25,7 @@ from cmr_monitor_callbacks.config import (
     HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
+    ResourcesConfig,
     SilenceConfig,
     as_plain,
     parse,
@@ -51,6 +52,7 @@ from cmr_monitor_callbacks.recording.own import OwnNumbers
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
 from cmr_monitor_callbacks.reports import report_of
+from cmr_monitor_callbacks.resources import ResourceWatch
 from cmr_monitor_callbacks.sinks import Outlet, Sink
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
 
@@ -74,6 +76,7 @@ class CMRPerformanceMonitor:
         model: attached at once, if given.
         probes: how numbers leave the model; a `ProbesConfig` or a mapping.
         history: how much is kept of the windows; a `HistoryConfig` or a mapping.
+        resources: what is sampled of the machine; a `ResourcesConfig` or a mapping.
         clock: where time comes from; the machine's own by default.
 
     Raises:
@@ -98,13 +101,16 @@ class CMRPerformanceMonitor:
         model: nn.Module | None = None,
         probes: ProbesConfig | Mapping[str, Any] | None = None,
         history: HistoryConfig | Mapping[str, Any] | None = None,
+        resources: ResourcesConfig | Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.config = parse(MonitoringConfig, config, "monitoring")
         self.alert_config = parse(AlertConfig, alert_config, "alerts")
         self.probes_config = parse(ProbesConfig, probes, "probes")
         self.history_config = parse(HistoryConfig, history, "history")
+        self.resources_config = parse(ResourcesConfig, resources, "resources")
         self.clock: Clock = clock or SystemClock()
+        self.resources = ResourceWatch(self.resources_config, self.clock, self._step_under_way)
         self.window_steps = self.config.log_every_n_steps or DEFAULT_WINDOW
         self._interval = self.config.metric_collection_interval
         keep = self.config.max_history_size
@@ -123,6 +129,7 @@ class CMRPerformanceMonitor:
             "alerts": self.alert_config,
             "probes": self.probes_config,
             "history": self.history_config,
+            "resources": self.resources_config,
         }
         self._keeper = Keeper(
             self.history_config,
@@ -212,8 +219,9 @@ class CMRPerformanceMonitor:
         return self._ledger.stage
 
     def detach(self) -> None:
-        """Stop listening; the model is as it was before."""
+        """Stop listening and sampling; the model is as it was before."""
         self._listening.detach()
+        self.resources.stop()
 
     # -- recording --------------------------------------------------------------------------
 
@@ -230,6 +238,7 @@ class CMRPerformanceMonitor:
         tokens: int | None = None,
     ) -> None:
         """Add a step; times in seconds, as in ``catalogue.RECORDS["timing"]``."""
+        self.resources.beats += 1
         self._held += 1
         if self._held >= _MOST_HELD:  # a long validation, or a very long window
             self._held = 0
@@ -288,6 +297,8 @@ class CMRPerformanceMonitor:
     def track_performance(self) -> Iterator[CMRPerformanceMonitor]:
         """One step of a plain loop; yields the monitor."""
         self.refresh()
+        if not self.resources.running:
+            self.resources.start()
         start = self.clock.monotonic()
         wait = None if self._last_end is None else start - self._last_end
         yield self
@@ -322,6 +333,7 @@ class CMRPerformanceMonitor:
         self._listening.poll()
         self._publish()
         closed = self._ledger.close(self.current_step, self.clock.wall())
+        self._own.resources = self.resources.window()
         self._muted, self._mutes = bool(self._mutes), set()
         for request in self._keeper.take_requests():
             with self.guard("a request from outside"):
@@ -439,6 +451,9 @@ class CMRPerformanceMonitor:
             for c in self.alerts.take_changes()
         ]
         keeper.window(snapshot, transitions, changes, self._listening.sources, self.describe)
+        keeper.samples(self.resources.take_samples())
+        for failure in self.resources.take_failures():
+            self._failures.note("the resources", failure)
         keeper.errors(
             self._failures.take_records(rank=keeper.rank, step=snapshot.step, time=snapshot.time)
         )
@@ -795,6 +810,7 @@ class CMRPerformanceMonitor:
             checkpoint=float("checkpoint" in (votes or {})),
             **self._counts(),
             processing_time=self._own.processing_time,
+            resources=self._own.resources,
             edits=float(len(self._edits)),
         )
 
@@ -878,6 +894,7 @@ class CMRPerformanceMonitor:
         self._ledger.clear()
         self.alerts.clear()
         self._keeper.forget()
+        self.resources.forget()
         self.snapshot = Snapshot.empty("train")
         self.snapshots: dict[str, Snapshot] = {}
         self.current_step = -1

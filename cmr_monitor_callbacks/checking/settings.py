@@ -22,6 +22,7 @@ from cmr_monitor_callbacks.config import (
     HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
+    ResourcesConfig,
     SinksConfig,
     load_preset,
     parse,
@@ -37,6 +38,7 @@ NODES: Final[Mapping[str, type[BaseModel]]] = {
     "alerts": AlertConfig,
     "probes": ProbesConfig,
     "history": HistoryConfig,
+    "resources": ResourcesConfig,
     "sinks": SinksConfig,
 }
 """Arguments of `CMRMonitorCallback` that a file can set."""
@@ -55,6 +57,7 @@ class Settings:
         alerts: rules and notifications, those of the rules file included.
         probes: how numbers leave the model.
         history: how much is kept of the windows.
+        resources: what is sampled of the machine.
         sinks: where numbers go.
         rules: the rules in force.
     """
@@ -64,6 +67,7 @@ class Settings:
     alerts: AlertConfig
     probes: ProbesConfig
     history: HistoryConfig
+    resources: ResourcesConfig
     sinks: SinksConfig
     rules: tuple[AlertRule, ...]
 

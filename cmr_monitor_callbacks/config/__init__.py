@@ -18,6 +18,7 @@ from cmr_monitor_callbacks.config.monitoring import (
 )
 from cmr_monitor_callbacks.config.presets import config_root, load_preset, preset_names
 from cmr_monitor_callbacks.config.prometheus import PrometheusConfig
+from cmr_monitor_callbacks.config.resources import ResourcesConfig
 from cmr_monitor_callbacks.config.rules import (
     SEVERITIES,
     CompareConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "ProbesConfig",
     "PrometheusConfig",
     "ReduceConfig",
+    "ResourcesConfig",
     "RouteConfig",
     "RuleConfig",
     "SelectConfig",

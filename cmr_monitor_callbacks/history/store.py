@@ -21,8 +21,10 @@ from cmr_monitor_callbacks.failures import ErrorRecord
 from cmr_monitor_callbacks.health import Transition
 from cmr_monitor_callbacks.history.blocks import TIERS, last_of_each, roll_up, to_bytes
 from cmr_monitor_callbacks.history.columns import (
+    AnyColumns,
     Array,
     Columns,
+    SampleColumns,
     SeriesKey,
     Shape,
     layer_from,
@@ -32,6 +34,7 @@ from cmr_monitor_callbacks.history.columns import (
 )
 from cmr_monitor_callbacks.history.retention import retain
 from cmr_monitor_callbacks.history.schema import leave_one_file, open_to_write, transaction
+from cmr_monitor_callbacks.resources import RESOURCES, Sample
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 _ERRORS_KEPT: Final = 10_000
@@ -126,6 +129,7 @@ class HistoryStore:
         self.session = int(cursor.lastrowid or 0)
         self._series: dict[SeriesKey, int] = {}
         self._plans: dict[Shape, _Plan] = {}
+        self._samples = _Plan(SampleColumns())
         self._unpacked: dict[str, int] = {}
         self._kinds: dict[tuple[Any, ...], int] = {}
         self._sources: str | None = None
@@ -158,6 +162,7 @@ class HistoryStore:
     def _forget_what_was_new(self) -> None:
         """What a rolled back transaction had added is not there."""
         self._plans.clear()
+        self._samples = _Plan(SampleColumns())
         self._kinds.clear()
         self._series = {
             SeriesKey(row[1], row[2], layer_from(row[3]), row[4]): row[0]
@@ -190,7 +195,18 @@ class HistoryStore:
         unpacked = self._unpacked.get(snapshot.stage, 0) + 1
         self._unpacked[snapshot.stage] = unpacked
 
-    def _insert(self, snapshot: Snapshot, plan: _Plan, values: Array) -> None:
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Keep samples of the machine: each is a window of a stage of its own."""
+        with self.transaction():
+            for sample in samples:
+                plan = self._samples
+                values = plan.columns.values(sample)
+                if plan.meets_new(values):
+                    self._extend(plan, values)
+                self._insert(sample, plan, values)
+        self._unpacked[RESOURCES] = self._unpacked.get(RESOURCES, 0) + len(samples)
+
+    def _insert(self, snapshot: Snapshot | Sample, plan: _Plan, values: Array) -> None:
         data = values[plan.index].astype("<f8", copy=False).tobytes()
         self.connection.execute(
             "INSERT INTO windows (session, stage, step, time, layout, data) "
@@ -453,7 +469,7 @@ class HistoryStore:
 class _Plan:
     """Which columns of a snapshot's shape have ever had data."""
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: AnyColumns) -> None:
         self.columns = columns
         self.seen = np.zeros(len(columns.keys), dtype=bool)
         self.index = np.zeros(0, dtype=np.intp)

@@ -23,6 +23,7 @@ from cmr_monitor_callbacks.failures import ErrorRecord
 from cmr_monitor_callbacks.health import Transition
 from cmr_monitor_callbacks.history.schema import HistoryError
 from cmr_monitor_callbacks.history.store import Change, HistoryStore, RunInfo
+from cmr_monitor_callbacks.resources import Sample
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 CLOSE: Final = 10.0
@@ -112,6 +113,10 @@ class HistoryWriter:
             store.tidy(snapshot.time)
 
         self._put(work)
+
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Have samples of the machine kept, each with its time."""
+        self._put(lambda store: store.samples(samples))
 
     def alerts(self, transitions: Sequence[Transition]) -> None:
         """Have changes of alerts kept that come between windows."""

@@ -18,6 +18,7 @@ from cmr_monitor_callbacks.history.series import statistics_of
 from cmr_monitor_callbacks.layers import layer_order
 from cmr_monitor_callbacks.reports.bottleneck import find_bottleneck
 from cmr_monitor_callbacks.reports.trends import trend_of
+from cmr_monitor_callbacks.resources import RESOURCES
 
 SCHEMA: Final = 1
 """Version of the report's form, see ``report.schema.json``."""
@@ -94,7 +95,7 @@ def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[s
             for error in history.errors(bounds)
         ],
         "marks": [{**mark, "time": iso(mark["time"])} for mark in history.marks(bounds)],
-        "resources": {},
+        "resources": _resources(history, bounds),
     }
 
 
@@ -203,6 +204,19 @@ def _trends(whole: Mapping[str, Series]) -> list[dict[str, Any]]:
             out.append({"metric": name, "trend": found.word, "change": found.change})
     order = {"worsening": 0, "improving": 1}
     return sorted(out, key=lambda t: (order.get(t["trend"], 2), -abs(t["change"])))
+
+
+def _resources(history: RunHistory, bounds: Range) -> dict[str, Any]:
+    """What was sampled of rank 0's machine, by name."""
+    found = history.many(history.list_series(RESOURCES), bounds, max_points=_POINTS)
+    out = {}
+    for key, series in found.items():
+        known = statistics_of(series)
+        if known["count"]:
+            numbers = {name: known[name] for name in ("mean", "min", "p50", "p95", "max", "last")}
+            about = {"samples": int(known["count"]), "unit": BY_NAME[key.name].unit}
+            out[key.name] = _finite(numbers | about)
+    return out
 
 
 def _run(history: RunHistory) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from cmr_monitor_callbacks.health import reported_name
 from cmr_monitor_callbacks.history import HistoryError, RunHistory, Series
 from cmr_monitor_callbacks.history.columns import SeriesKey
 from cmr_monitor_callbacks.history.reading import Range
-from cmr_monitor_callbacks.reports.contents import report_of
+from cmr_monitor_callbacks.reports.contents import iso, report_of
 from cmr_monitor_callbacks.reports.numbers import shown
 from cmr_monitor_callbacks.reports.spans import alert_spans
+from cmr_monitor_callbacks.resources import RESOURCES
 
 _POINTS: Final = 600
 _TRENDS: Final = (
@@ -31,7 +32,6 @@ _TIMERS: Final = ("capture_time", "retrieval_time", "reconstruction_time", "step
 _COLORS: Final = {"healthy": "#2e9e5b", "warning": "#e0a800", "critical": "#d64545"}
 _SEVERITY: Final = {"warning": "#e0a800", "error": "#e07b39", "critical": "#d64545"}
 _LINES: Final = ("#3b6fb6", "#e07b39", "#2e9e5b", "#8e5bb5", "#b0413e", "#4c9fb0")
-_RESOURCES: Final = "resources"
 Figure = dict[str, Any]
 
 
@@ -84,7 +84,7 @@ Section = tuple[str, str, list[Figure]]
 
 
 def _sections(history: RunHistory, time_range: Range) -> list[Section]:
-    keys = [*history.list_series("train"), *history.list_series(_RESOURCES)]
+    keys = [*history.list_series("train"), *history.list_series(RESOURCES)]
     found = history.many(keys, time_range, max_points=_POINTS)
     series = {key: one for key, one in found.items() if len(one)}
     marks = history.marks(time_range)
@@ -104,7 +104,7 @@ def _sections(history: RunHistory, time_range: Range) -> list[Section]:
         ("Layers", "Which layer earns its memory. Counters are per window.", _layers(series)),
         ("Latency", "Quantiles of the time of a call.", _latency(series)),
         ("Ranks", "Mean time of a step on each rank.", _ranks(series)),
-        ("Resources", "Of this machine, sampled off the training thread.", _resources(series)),
+        ("Resources", "Of rank 0's machine, sample by sample.", _resources(series)),
     ]
 
 
@@ -239,16 +239,17 @@ def _ranks(series: Mapping[SeriesKey, Series]) -> list[Figure]:
 
 
 def _resources(series: Mapping[SeriesKey, Series]) -> list[Figure]:
-    names = dict.fromkeys(key.name for key in series if key.stage == _RESOURCES)
+    names = dict.fromkeys(key.name for key in series if key.stage == RESOURCES)
     return [
         _lines(
             name,
             [
                 (None if key.rank is None else f"rank {key.rank}", one)
                 for key, one in series.items()
-                if key.stage == _RESOURCES and key.name == name
+                if key.stage == RESOURCES and key.name == name
             ],
             [],
+            by_time=True,
         )
         for name in names
     ]
@@ -260,12 +261,14 @@ def _lines(
     marks: Iterable[Mapping[str, Any]],
     *,
     metric: str | None = None,
+    by_time: bool = False,
 ) -> Figure:
     factor, unit = _scale(metric or title)
     traces: list[dict[str, Any]] = []
     for i, (label, one) in enumerate(rows):
         color = _LINES[i % len(_LINES)]
-        steps = one.step.tolist()
+        # several samples may belong to one step
+        steps = [iso(t) for t in one.time.tolist()] if by_time else one.step.tolist()
         if one.count.max(initial=0.0) > 1:
             band = _plain(one.maximum * factor), _plain(one.minimum * factor)
             for values, fill in zip(band, (None, "tonexty"), strict=True):
@@ -289,10 +292,15 @@ def _lines(
                 "y": _plain(one.value * factor),
                 "name": html.escape(label or title),
                 "line": {"color": color, "width": 1.8},
-                "hovertemplate": "step %{x}: %{y:.4g} " + unit + "<extra></extra>",
+                "hovertemplate": ("" if by_time else "step ")
+                + "%{x}: %{y:.4g} "
+                + unit
+                + "<extra></extra>",
             }
         )
     figure = _figure(title, traces)
+    if by_time:
+        figure["layout"]["xaxis"]["title"]["text"] = "time (UTC)"
     figure["layout"]["yaxis"] |= {"title": {"text": unit}, "rangemode": "tozero"}
     figure["layout"]["showlegend"] = len(rows) > 1
     figure["layout"]["shapes"] = [

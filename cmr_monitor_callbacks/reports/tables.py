@@ -16,11 +16,10 @@ from cmr_monitor_callbacks.history.columns import SeriesKey
 from cmr_monitor_callbacks.history.reading import Range
 from cmr_monitor_callbacks.history.series import label_of
 from cmr_monitor_callbacks.reports.contents import iso
+from cmr_monitor_callbacks.resources import RESOURCES
 
 Columns = dict[str, list[Any]]
 _STATUS: Final = {float(status.code): status.value for status in HealthStatus}
-RESOURCES: Final = "resources"
-"""The stage of samples that no step belongs to."""
 
 
 def export(
