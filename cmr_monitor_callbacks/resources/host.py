@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from cmr_monitor_callbacks.resources.machine import Machine, container_memory, this_machine
+from cmr_monitor_callbacks.resources.machine import Machine, PsutilMachine, container_memory
 
 MIB: Final = 2.0**20
 _LOOK_AGAIN: Final = 10.0
@@ -20,7 +20,7 @@ class HostReader:
 
     Args:
         disks: paths whose disks are watched; a path need not be there yet.
-        machine: where numbers come from; None: there are none.
+        machine: where numbers come from; by default psutil.
         container: the use and the limit of the container's memory, see `container_memory`.
 
     >>> reader = HostReader([Path(".")])
@@ -35,7 +35,7 @@ class HostReader:
         container: Callable[[], tuple[float, float] | None] = container_memory,
     ) -> None:
         self._disks = [Path(path).absolute() for path in disks]
-        self._machine = machine or this_machine()
+        self._machine: Machine = machine or PsutilMachine()
         self._container = container
         self._own: list[int] = []
         self._looked = float("-inf")
@@ -52,12 +52,10 @@ class HostReader:
         Args:
             now: in seconds; processor time is per second since the sample before.
         """
-        out = self._disk()
-        if self._machine is not None:
-            out |= self._processes(self._machine, now) | self._memory(self._machine)
-        return out
+        return self._disk() | self._processes(now) | self._memory()
 
-    def _processes(self, machine: Machine, now: float) -> dict[str, float]:
+    def _processes(self, now: float) -> dict[str, float]:
+        machine = self._machine
         if not self._own or not 0 <= now - self._looked < _LOOK_AGAIN:
             self._own = [os.getpid(), *machine.children()]
             self._looked = now
@@ -70,8 +68,8 @@ class HostReader:
         self._cpu, self._at = {use.pid: use.cpu for use in uses}, now
         return out
 
-    def _memory(self, machine: Machine) -> dict[str, float]:
-        total, available = machine.memory()
+    def _memory(self) -> dict[str, float]:
+        total, available = self._machine.memory()
         shares = [1.0 - available / total]
         container = self._container()
         if container is not None:

@@ -1,16 +1,13 @@
-"""What the operating system says of this process and of the machine: psutil, else ``/proc``.
-
-psutil is a dependency; where it is missing all the same (a broken or partial install) Linux's own
-files say the same numbers, and the monitor goes on.
-"""
+"""What the operating system says of this process, of the machine, and of the container."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
+
+import psutil
 
 _PROC: Final = Path("/proc")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -49,18 +46,21 @@ class Machine(Protocol):
 
 
 class PsutilMachine:
-    """psutil's numbers; Linux, macOS and Windows."""
+    """psutil's numbers.
 
-    def __init__(self, psutil: Any) -> None:
-        self._psutil = psutil
+    >>> PsutilMachine().use_of([os.getpid()])[0].rss > 2**20
+    True
+    """
+
+    def __init__(self) -> None:
         self._own = os.getpid()
         self._processes: dict[int, Any] = {}
 
     def children(self) -> list[int]:
         """See `Machine.children`."""
         try:
-            found = self._psutil.Process(self._own).children(recursive=True)
-        except self._psutil.Error:
+            found = psutil.Process(self._own).children(recursive=True)
+        except psutil.Error:
             return []
         known = self._processes
         # an object knows when its process began: a number that was given anew is told apart
@@ -72,77 +72,18 @@ class PsutilMachine:
         out = []
         for pid in pids:
             try:
-                process = self._processes.get(pid) or self._psutil.Process(pid)
+                process = self._processes.get(pid) or psutil.Process(pid)
                 with process.oneshot():
                     times, memory = process.cpu_times(), process.memory_info()
-            except self._psutil.Error:  # it ended, or is somebody else's
+            except psutil.Error:  # it ended, or is somebody else's
                 continue
             out.append(ProcessUse(pid, float(times.user + times.system), int(memory.rss)))
         return out
 
     def memory(self) -> tuple[float, float]:
         """See `Machine.memory`."""
-        found = self._psutil.virtual_memory()
+        found = psutil.virtual_memory()
         return float(found.total), float(found.available)
-
-
-class ProcMachine:
-    """The same from Linux's ``/proc``."""
-
-    def __init__(self) -> None:
-        self._own = os.getpid()
-        self._tick = os.sysconf("SC_CLK_TCK")
-        self._page = os.sysconf("SC_PAGE_SIZE")
-
-    def children(self) -> list[int]:
-        """See `Machine.children`."""
-        parents: dict[int, list[int]] = {}
-        for entry in _PROC.iterdir():
-            if entry.name.isdigit():
-                fields = self._stat(int(entry.name))
-                if fields:
-                    parents.setdefault(int(fields[1]), []).append(int(entry.name))
-        found: list[int] = []
-        ahead = [self._own]
-        while ahead:
-            below = parents.get(ahead.pop(), [])
-            found += below
-            ahead += below
-        return found
-
-    def use_of(self, pids: Iterable[int]) -> list[ProcessUse]:
-        """See `Machine.use_of`."""
-        out = []
-        for pid in pids:
-            fields = self._stat(pid)
-            if fields:
-                cpu = (int(fields[11]) + int(fields[12])) / self._tick
-                out.append(ProcessUse(pid, cpu, int(fields[21]) * self._page))
-        return out
-
-    def _stat(self, pid: int) -> list[str]:
-        """Fields of ``stat`` from the state on (the third); none where it is gone."""
-        try:
-            text = (_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return []
-        return text.rpartition(")")[2].split()  # the name before it may hold anything
-
-    def memory(self) -> tuple[float, float]:
-        """See `Machine.memory`."""
-        found = {}
-        for line in (_PROC / "meminfo").read_text(encoding="ascii").splitlines():
-            name, _, rest = line.partition(":")
-            found[name] = 1024.0 * float(rest.split()[0])
-        return found["MemTotal"], found["MemAvailable"]
-
-
-def this_machine() -> Machine | None:
-    """Psutil's numbers, else those of ``/proc``; None where there is neither."""
-    try:
-        return PsutilMachine(importlib.import_module("psutil"))
-    except ImportError:
-        return ProcMachine() if (_PROC / "self" / "stat").is_file() else None
 
 
 def container_memory(
