@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import atexit
 import os
 import threading
 import weakref
@@ -20,7 +20,6 @@ from cmr_monitor_callbacks.resources.gpu import GpuReader
 from cmr_monitor_callbacks.resources.host import HostReader
 from cmr_monitor_callbacks.resources.samples import NOTHING, Numbers, Sample, window_of
 
-logger = logging.getLogger(__name__)
 _KEPT: Final = 10_000
 _HOLDS: Final = 3.0
 """Intervals for which a sample stands for windows that have none of their own."""
@@ -105,6 +104,7 @@ class ResourceWatch:
         self._step = step
         self._make = make
         self._begin_anew()
+        _ALL.add(self)
 
     def _begin_anew(self) -> None:
         self._thread: threading.Thread | None = None
@@ -123,6 +123,7 @@ class ResourceWatch:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, beats=0)
         self._begin_anew()
+        _ALL.add(self)
 
     # -- on the training thread -----------------------------------------------------------------
 
@@ -226,6 +227,16 @@ class ResourceWatch:
             return False
         self._samples.append(Sample(self._clock.wall(), self._step(), values))
         return True
+
+
+_ALL: weakref.WeakSet[ResourceWatch] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A plain loop that ends without `stop` lets go of the driver in good order."""
+    for watch in list(_ALL):
+        watch.stop()
 
 
 def _run(
