@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cmr_monitor_callbacks.alerts import Alert, Notice
-    from cmr_monitor_callbacks.callbacks import CMRMonitorCallback, StallWatchdogCallback
+    from cmr_monitor_callbacks.callbacks import (
+        CMRMonitorCallback,
+        ResourceMonitorCallback,
+        StallWatchdogCallback,
+    )
     from cmr_monitor_callbacks.config import (
         AlertConfig,
         MonitoringConfig,
         ProbesConfig,
+        ResourcesConfig,
         RuleConfig,
         SinksConfig,
     )
@@ -76,6 +81,8 @@ _HOMES = {
     "Notice": "alerts",
     "ProbesConfig": "config",
     "ReconstructionMetric": "metrics",
+    "ResourceMonitorCallback": "callbacks",
+    "ResourcesConfig": "config",
     "RetrievalMetric": "metrics",
     "RuleConfig": "config",
     "RunHistory": "history",
@@ -113,6 +120,8 @@ __all__ = [
     "Notice",
     "ProbesConfig",
     "ReconstructionMetric",
+    "ResourceMonitorCallback",
+    "ResourcesConfig",
     "RetrievalMetric",
     "RuleConfig",
     "RunHistory",

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import Final, Literal
 
 from cmr_monitor_callbacks.errors import nearest
 
@@ -210,7 +210,8 @@ class MetricInfo:
     @property
     def over_steps(self) -> str:
         """How values of successive steps make one."""
-        return _OVER_STEPS[self.kind]
+        sampled = _SAMPLED.get(self.name)
+        return _OVER_STEPS[self.kind] if sampled is None else f"{sampled.over_samples} of samples"
 
     @property
     def over_ranks(self) -> str:
@@ -220,6 +221,9 @@ class MetricInfo:
             "tokens_per_second": "sum of the ranks' rates",
             "total_forward_time": "max",
         }
+        sampled = _SAMPLED.get(self.name)
+        if sampled is not None:
+            return sampled.over_ranks
         return special.get(self.name, _OVER_LAYERS[self.kind])
 
     @property
@@ -779,8 +783,136 @@ COMPONENTS: Final = (
 )
 """Components that a user can switch off (``monitoring.components``)."""
 
-HEALTH_COMPONENTS: Final = (*COMPONENTS, "monitor")
+HEALTH_COMPONENTS: Final = (*COMPONENTS, "resources", "monitor")
 """Components that have a score and a status."""
+
+How = Literal["mean", "max", "min", "sum"]
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A number of the machine, and how samples of a window and ranks make one.
+
+    Attributes:
+        metric: what it is.
+        sample: field of a sample that it is made of.
+        over_samples: how a window's samples make one.
+        over_ranks: how the ranks' windows make one; NaN is left out.
+    """
+
+    metric: MetricInfo
+    sample: str
+    over_samples: How
+    over_ranks: How
+
+
+def _resource(
+    name: str,
+    unit: str,
+    help_: str,
+    polarity: Polarity = Polarity.LOWER,
+    *,
+    over_samples: How = "mean",
+    over_ranks: How = "mean",
+    most: bool = False,
+    logged: bool = True,
+) -> tuple[Resource, ...]:
+    """A number, and beside it the greatest of the samples and ranks where ``most`` asks for it."""
+    one = _score("resources", name, unit, help_, polarity, logged=logged)
+    found = Resource(one, name, over_samples, over_ranks)
+    if not most:
+        return (found,)
+    text = f"the greatest sample of {name}"
+    other = _score("resources", f"{name}_max", unit, text, polarity, logged=False)
+    return found, Resource(other, name, "max", "max")
+
+
+RESOURCES: Final[tuple[Resource, ...]] = (
+    *_resource(
+        "cpu_percent",
+        "%",
+        "processor time of the process and its children (loader workers); 100: one core",
+        Polarity.NEITHER,
+        most=True,
+    ),
+    *_resource(
+        "process_rss_mb",
+        "MiB",
+        "resident memory of the process and its children; what they share counts for each",
+        most=True,
+    ),
+    *_resource(
+        "host_memory_percent",
+        "%",
+        "memory that is not available / the machine's memory, or the container's, whichever is "
+        "nearer to its limit",
+        most=True,
+    ),
+    *_resource(
+        "disk_free_mb",
+        "MiB",
+        "free space of the run's log folder; of several disks the fullest",
+        Polarity.HIGHER,
+        over_samples="min",
+        over_ranks="min",
+    ),
+    *_resource(
+        "gpu_utilization",
+        "%",
+        "share of the time in which a kernel ran on the process' GPU",
+        Polarity.HIGHER,
+        most=True,
+    ),
+    *_resource(
+        "gpu_memory_used_mb", "MiB", "memory in use on that GPU, by all processes", most=True
+    ),
+    *_resource("gpu_memory_percent", "%", "the same / the GPU's memory", most=True),
+    *_resource("gpu_temperature", "°C", "temperature of the GPU", most=True),
+    *_resource("gpu_power", "W", "power that the GPU draws", Polarity.NEITHER, most=True),
+    *_resource(
+        "gpu_clock", "MHz", "clock of the GPU's multiprocessors", Polarity.HIGHER, logged=False
+    ),
+    *_resource(
+        "gpu_throttled_share",
+        "1",
+        "share of the samples in which heat or a fault of the power supply held the GPU's clocks "
+        "down",
+        over_ranks="max",
+    ),
+    *_resource(
+        "gpu_power_capped_share",
+        "1",
+        "share of the samples in which the GPU's power limit held its clocks down",
+        Polarity.NEITHER,
+        logged=False,
+    ),
+    *_resource(
+        "gpu_ecc_errors",
+        "errors",
+        "memory errors that could not be corrected, since the run began",
+        over_samples="max",
+        over_ranks="sum",
+        logged=False,
+    ),
+    *_resource(
+        "gpu_allocated_peak_mb",
+        "MiB",
+        "most memory that torch's tensors took since its peak was last reset",
+        over_samples="max",
+        over_ranks="max",
+        logged=False,
+    ),
+    *_resource("gpu_reserved_mb", "MiB", "memory that torch's allocator holds", logged=False),
+    *_resource(
+        "gpu_fragmentation",
+        "1",
+        "1 - memory of tensors / memory that torch's allocator holds",
+        logged=False,
+    ),
+)
+"""What is sampled of the machine, off the training thread."""
+RESOURCE_NAMES: Final = tuple(resource.metric.name for resource in RESOURCES)
+_SAMPLED: Final = {resource.metric.name: resource for resource in RESOURCES}
 
 OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
     _score(
@@ -869,6 +1001,7 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         Polarity.LOWER,
         logged=False,
     ),
+    *(resource.metric for resource in RESOURCES),
 )
 """What the monitor says of itself and of health; computed, not reduced."""
 

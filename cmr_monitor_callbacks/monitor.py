@@ -27,6 +27,7 @@ from cmr_monitor_callbacks.config import (
     MonitoringConfig,
     ProbesConfig,
     ProfilingConfig,
+    ResourcesConfig,
     SilenceConfig,
     as_plain,
     parse,
@@ -55,6 +56,7 @@ from cmr_monitor_callbacks.recording.own import OwnNumbers
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
 from cmr_monitor_callbacks.reports import as_html, report_of, run_summary
+from cmr_monitor_callbacks.resources import ResourceWatch
 from cmr_monitor_callbacks.sinks import Outlet, Sink
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
 
@@ -79,6 +81,7 @@ class CMRPerformanceMonitor:
         probes: how numbers leave the model; a `ProbesConfig` or a mapping.
         history: how much is kept of the windows; a `HistoryConfig` or a mapping.
         profiling: what a detailed profile holds, and when; a `ProfilingConfig` or a mapping.
+        resources: what is sampled of the machine; a `ResourcesConfig` or a mapping.
         clock: where time comes from; the machine's own by default.
 
     Raises:
@@ -104,6 +107,7 @@ class CMRPerformanceMonitor:
         probes: ProbesConfig | Mapping[str, Any] | None = None,
         history: HistoryConfig | Mapping[str, Any] | None = None,
         profiling: ProfilingConfig | Mapping[str, Any] | None = None,
+        resources: ResourcesConfig | Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.config = parse(MonitoringConfig, config, "monitoring")
@@ -111,7 +115,9 @@ class CMRPerformanceMonitor:
         self.probes_config = parse(ProbesConfig, probes, "probes")
         self.history_config = parse(HistoryConfig, history, "history")
         self.profiling_config = parse(ProfilingConfig, profiling, "profiling")
+        self.resources_config = parse(ResourcesConfig, resources, "resources")
         self.clock: Clock = clock or SystemClock()
+        self.resources = ResourceWatch(self.resources_config, self.clock, self._step_under_way)
         self.window_steps = self.config.log_every_n_steps or DEFAULT_WINDOW
         self._interval = self.config.metric_collection_interval
         keep = self.config.max_history_size
@@ -131,6 +137,7 @@ class CMRPerformanceMonitor:
             "probes": self.probes_config,
             "history": self.history_config,
             "profiling": self.profiling_config,
+            "resources": self.resources_config,
         }
         self._keeper = Keeper(
             self.history_config,
@@ -229,9 +236,10 @@ class CMRPerformanceMonitor:
         return self._ledger.stage
 
     def detach(self) -> None:
-        """Stop listening; the model is as it was before."""
+        """Stop listening and sampling; the model is as it was before."""
         self.profiler.interrupt("the model was let go")
         self._listening.detach()
+        self.resources.stop()
 
     # -- recording --------------------------------------------------------------------------
 
@@ -248,6 +256,7 @@ class CMRPerformanceMonitor:
         tokens: int | None = None,
     ) -> None:
         """Add a step; times in seconds, as in ``catalogue.RECORDS["timing"]``."""
+        self.resources.beats += 1
         self._held += 1
         if self._held >= _MOST_HELD:  # a long validation, or a very long window
             self._held = 0
@@ -306,6 +315,8 @@ class CMRPerformanceMonitor:
     def track_performance(self) -> Iterator[CMRPerformanceMonitor]:
         """One step of a plain loop; yields the monitor."""
         self.refresh()
+        if not self.resources.running:
+            self.resources.start()
         start = self.clock.monotonic()
         wait = None if self._last_end is None else start - self._last_end
         yield self
@@ -342,6 +353,7 @@ class CMRPerformanceMonitor:
         self._listening.poll()
         self._publish()
         closed = self._ledger.close(self.current_step, self.clock.wall())
+        self._own.resources = self.resources.window()
         self._muted, self._mutes = bool(self._mutes), set()
         for request in self._keeper.take_requests():
             with self.guard("a request from outside"):
@@ -466,6 +478,9 @@ class CMRPerformanceMonitor:
             for c in self.alerts.take_changes()
         ]
         keeper.window(snapshot, transitions, changes, self._listening.sources, self.describe)
+        keeper.samples(self.resources.take_samples())
+        for failure in self.resources.take_failures():
+            self._failures.note("the resources", failure)
         keeper.errors(
             self._failures.take_records(rank=keeper.rank, step=snapshot.step, time=snapshot.time)
         )
@@ -839,6 +854,7 @@ class CMRPerformanceMonitor:
             checkpoint=float("checkpoint" in (votes or {})),
             **self._counts(),
             processing_time=self._own.processing_time,
+            resources=self._own.resources,
             edits=float(len(self._edits)),
         )
 
@@ -965,6 +981,7 @@ class CMRPerformanceMonitor:
         self._ledger.clear()
         self.alerts.clear()
         self._keeper.forget()
+        self.resources.forget()
         self.snapshot = Snapshot.empty("train")
         self.snapshots: dict[str, Snapshot] = {}
         self.current_step = -1

@@ -28,8 +28,14 @@ def no_monitor_thread_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def channels_are_closed() -> Iterator[None]:
-    """A monitor without a Trainer keeps its channels' thread: not into the next test."""
+    """A monitor without a Trainer keeps its channels' thread: not into the next test.
+
+    Nor the one that samples the machine, until it is let go.
+    """
     yield
+    watches = sys.modules.get("cmr_monitor_callbacks.resources.watch")
+    for watch in [] if watches is None else list(watches._ALL):
+        watch.stop()
     delivery = sys.modules.get("cmr_monitor_callbacks.alerts.delivery")
     for one in [] if delivery is None else list(delivery._ALL):
         one.close(1.0)

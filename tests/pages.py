@@ -17,6 +17,7 @@ from cmr_monitor_callbacks.config import (
     AlertConfig,
     MonitoringConfig,
     ProbesConfig,
+    ResourcesConfig,
     SinksConfig,
     load_preset,
     parse,
@@ -28,6 +29,7 @@ NODES: Mapping[str, type[BaseModel]] = {
     "monitoring": MonitoringConfig,
     "alerts": AlertConfig,
     "probes": ProbesConfig,
+    "resources": ResourcesConfig,
     "sinks": SinksConfig,
 }
 
@@ -79,7 +81,10 @@ def check_settings(snippet: str) -> CMRPerformanceMonitor:
     for name in yaml.safe_load(snippet):
         assert parsed[name] != parse(NODES[name], preset[name], name), f"{name} says nothing new"
     monitor = CMRPerformanceMonitor(
-        parsed["monitoring"], alert_config=parsed["alerts"], probes=parsed["probes"]
+        parsed["monitoring"],
+        alert_config=parsed["alerts"],
+        probes=parsed["probes"],
+        resources=parsed["resources"],
     )
     check_globs(parsed["alerts"])
     return monitor

@@ -39,6 +39,7 @@ from cmr_monitor_callbacks.config import (
     MonitoringConfig,
     ProbesConfig,
     ProfilingConfig,
+    ResourcesConfig,
     SinksConfig,
     parse,
 )
@@ -93,9 +94,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         probes: how numbers leave the model (`ProbesConfig`).
         history: how much is kept of the windows (`HistoryConfig`).
         profiling: which steps are profiled in detail, and how (`ProfilingConfig`).
+        resources: what is sampled of the machine (`ResourcesConfig`).
         sinks: where numbers go (`SinksConfig`).
         monitor: a monitor made elsewhere, with its own ``monitoring``, ``alerts``,
-            ``probes``, ``history`` and ``profiling``.
+            ``probes``, ``history``, ``profiling`` and ``resources``.
 
     Raises:
         ConfigError: a setting is wrong; the message names the field, the value and what is allowed.
@@ -117,6 +119,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         probes: Settings | ProbesConfig = None,
         history: Settings | HistoryConfig = None,
         profiling: Settings | ProfilingConfig = None,
+        resources: Settings | ResourcesConfig = None,
         sinks: Settings | SinksConfig = None,
         monitor: CMRPerformanceMonitor | None = None,
     ) -> None:
@@ -127,12 +130,18 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             "probes": probes,
             "history": history,
             "profiling": profiling,
+            "resources": resources,
         }
         given = [name for name, value in settings.items() if value is not None]
         if monitor is not None and given:
             raise ConfigError(f"{' and '.join(given)} must be set on the monitor that is passed")
         self.monitor = monitor or CMRPerformanceMonitor(
-            monitoring, alert_config=alerts, probes=probes, history=history, profiling=profiling
+            monitoring,
+            alert_config=alerts,
+            probes=probes,
+            history=history,
+            profiling=profiling,
+            resources=resources,
         )
         self.sinks_config = parse(SinksConfig, sinks, "sinks")
         if self.sinks_config.prometheus is not None:
@@ -512,6 +521,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
             self._own_sinks.append(self._metrics)
         self._around(self._surroundings(trainer))
         self.monitor.open_history(run_folder(trainer), trainer.global_rank, trainer.world_size)
+        self.monitor.resources.start(log_folder(trainer), trainer.strategy.root_device)
         self._outcome = "completed"
         if trainer.is_global_zero:
             # with log_every_n_steps=0 the user asked for nothing in the loggers

@@ -54,7 +54,7 @@ def check(
         raise ConfigError(f"input {batch!r} needs a model to go into; give --model too")
     checked = load_settings(settings, overrides)
     part, counted, measured = None, None, None
-    sources = Sources(checked.monitoring, ranks)
+    sources = Sources(checked.monitoring, ranks, resources=checked.resources)
     if model is not None:
         with current_folder_importable():
             made = make_model(model)
@@ -102,6 +102,7 @@ def _look(
         snapshot.layer_ids,
         certain=given is not None or attached == probes,
         seen=None if counted is None else frozenset((*counted.whole, *counted.layers)),
+        resources=settings.resources,
     )
     if given is not None:
         measured = watched.measure(forward, settings.rules, pairs)

@@ -23,6 +23,7 @@ from cmr_monitor_callbacks.config import (
     MonitoringConfig,
     ProbesConfig,
     ProfilingConfig,
+    ResourcesConfig,
     SinksConfig,
     load_preset,
     parse,
@@ -40,6 +41,7 @@ NODES: Final[Mapping[str, type[BaseModel]]] = {
     "probes": ProbesConfig,
     "history": HistoryConfig,
     "profiling": ProfilingConfig,
+    "resources": ResourcesConfig,
     "sinks": SinksConfig,
 }
 """Arguments of `CMRMonitorCallback` that a file can set."""
@@ -59,6 +61,7 @@ class Settings:
         probes: how numbers leave the model.
         history: how much is kept of the windows.
         profiling: which steps are profiled.
+        resources: what is sampled of the machine.
         sinks: where numbers go.
         rules: the rules in force.
     """
@@ -69,6 +72,7 @@ class Settings:
     probes: ProbesConfig
     history: HistoryConfig
     profiling: ProfilingConfig
+    resources: ResourcesConfig
     sinks: SinksConfig
     rules: tuple[AlertRule, ...]
 

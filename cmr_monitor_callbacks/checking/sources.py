@@ -15,7 +15,7 @@ from cmr_monitor_callbacks.catalogue import (
     Kind,
     MetricInfo,
 )
-from cmr_monitor_callbacks.config import MonitoringConfig
+from cmr_monitor_callbacks.config import MonitoringConfig, ResourcesConfig
 from cmr_monitor_callbacks.layers import LayerId
 
 _KEPT_BY: Final = {s.name: s.component for s in STATISTICS}
@@ -40,6 +40,7 @@ class Sources:
         layers: those that are known; None: no model was looked at.
         certain: whether no other layers can come.
         seen: metrics that had data in real passes; None: there were none.
+        resources: what is sampled of the machine; which GPU it has is not known here.
     """
 
     config: MonitoringConfig
@@ -48,6 +49,7 @@ class Sources:
     layers: tuple[LayerId, ...] | None = None
     certain: bool = True
     seen: frozenset[str] | None = None
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     missing: dict[str, str] = field(init=False)
     """By component that is watched, why nothing gives its numbers."""
 
@@ -87,6 +89,10 @@ class Sources:
         off = self._switched_off(metric)
         if off:
             return f"{name} needs the component {off}, which monitoring.components switches off"
+        if metric.component == "resources" and not self.resources.enabled:
+            return f"{name} is not sampled: resources.enabled is false"
+        if name.startswith("gpu_") and not self.resources.gpu:
+            return f"{name} is not sampled: resources.gpu is false"
         if name in STRAGGLERS and self.ranks == 1:
             return f"{name} compares processes, and there is one"
         if by_layer and not has_layers(metric):

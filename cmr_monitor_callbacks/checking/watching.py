@@ -17,7 +17,7 @@ from cmr_monitor_callbacks.catalogue import METRICS, Kind
 from cmr_monitor_callbacks.checking.report import Counted, Measured
 from cmr_monitor_callbacks.checking.settings import Settings
 from cmr_monitor_callbacks.checking.targets import saying
-from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds
+from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, ResourcesConfig
 from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.health import AlertEngine, AlertRule
 from cmr_monitor_callbacks.monitor import CMRPerformanceMonitor
@@ -55,6 +55,7 @@ class Watched:
             self._settings.monitoring.model_copy(update=changes),
             alert_config=AlertConfig(enable_alerts=False, alert_channels=(), rules={}, inhibit=()),
             probes=self._settings.probes,
+            resources=ResourcesConfig(enabled=False),
         )
 
     def attach(self, monitor: CMRPerformanceMonitor) -> int:

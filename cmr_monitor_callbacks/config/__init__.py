@@ -19,6 +19,7 @@ from cmr_monitor_callbacks.config.monitoring import (
 from cmr_monitor_callbacks.config.presets import config_root, load_preset, preset_names
 from cmr_monitor_callbacks.config.profiling import ProfilingConfig, ScheduleConfig, TriggerConfig
 from cmr_monitor_callbacks.config.prometheus import PrometheusConfig
+from cmr_monitor_callbacks.config.resources import ResourcesConfig
 from cmr_monitor_callbacks.config.rules import (
     SEVERITIES,
     CompareConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "ProfilingConfig",
     "PrometheusConfig",
     "ReduceConfig",
+    "ResourcesConfig",
     "RouteConfig",
     "RuleConfig",
     "ScheduleConfig",

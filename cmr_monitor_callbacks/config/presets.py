@@ -39,7 +39,7 @@ def load_preset(name: str) -> dict[str, Any]:
         ConfigError: there is no preset of that name.
 
     >>> sorted(load_preset("default"))
-    ['alerts', 'history', 'monitoring', 'probes', 'profiling', 'sinks']
+    ['alerts', 'history', 'monitoring', 'probes', 'profiling', 'resources', 'sinks']
     """
     if name not in preset_names():
         raise ConfigError(f"no preset is named {name!r}; {nearest(name, preset_names())}")

@@ -2,14 +2,15 @@
 
 A header of numbers and a short text, then the window's packed statistics on the agreed layers. Its
 length depends only on how many layers were agreed on, for gloo ends a process whose vector is of
-another length than its peer's. Histograms travel as 32-bit counts, two to a float64; bits are
-copied, never calculated with.
+another length than its peer's. Histograms and numbers of samples travel as 32-bit counts, two to a
+float64; bits are copied, never calculated with.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -17,13 +18,16 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS
+from cmr_monitor_callbacks.catalogue import RESOURCE_NAMES, STATISTICS, TIMERS
 from cmr_monitor_callbacks.histogram import BUCKETS
 from cmr_monitor_callbacks.layers import LayerId
 from cmr_monitor_callbacks.packed import Packed
 
 _ROWS: Final = len(STATISTICS)
-_COUNTS: Final = len(TIMERS) * BUCKETS
+_BUCKETS: Final = len(TIMERS) * BUCKETS
+_MOST: Final = 2.0**32 - 1
+"""Greatest count that fits."""
+NO_RESOURCES: Final = (math.nan,) * len(RESOURCE_NAMES)
 KINDS: Final = ("stop", "checkpoint")
 """What ranks can vote for."""
 TEXT: Final = 256
@@ -31,7 +35,7 @@ TEXT: Final = 256
 
 
 class Header(NamedTuple):
-    """What is said beside the statistics; every field a number.
+    """What is said beside the statistics; every field but the last a number.
 
     Attributes:
         rank: whose it is.
@@ -48,6 +52,11 @@ class Header(NamedTuple):
         failures: failures of the monitor in the window.
         processing_time: seconds that the last window's end took.
         edits: bytes of what rank 0 wants changed in the rules.
+        resources: what was sampled of this rank's machine, in the order of ``RESOURCE_NAMES``; NaN
+            is no data.
+
+    >>> Header.of(Header(step=3.0).numbers()) == Header(step=3.0)
+    True
     """
 
     rank: float = 0.0
@@ -64,9 +73,22 @@ class Header(NamedTuple):
     failures: float = 0.0
     processing_time: float = 0.0
     edits: float = 0.0
+    resources: tuple[float, ...] = NO_RESOURCES
+
+    def numbers(self) -> list[float]:
+        """All of it as `HEADER` numbers."""
+        return [*self[:-1], *self.resources]
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Header:
+        """The inverse of `numbers`."""
+        fields = len(cls._fields) - 1
+        # one NaN for all: tuples of it are equal
+        resources = tuple(x if x == x else math.nan for x in numbers[fields:])
+        return cls(**dict(zip(cls._fields, numbers[:fields], strict=False)), resources=resources)
 
 
-HEADER: Final = len(Header._fields)
+HEADER: Final = len(Header().numbers())
 _START: Final = HEADER + TEXT // 8
 
 
@@ -91,26 +113,32 @@ def reason_of(kind: str, text: str) -> str:
 def layout_hash(layers: Sequence[LayerId]) -> float:
     """A number that tells layouts apart, and versions that count other things; exact in float64."""
     names = [s.name for s in STATISTICS] + [f"{c}/{n}" for c, n in TIMERS] + [BUCKETS]
-    digest = hashlib.sha256(json.dumps([names, list(layers)]).encode()).digest()
+    digest = hashlib.sha256(json.dumps([names, RESOURCE_NAMES, list(layers)]).encode()).digest()
     return float(int.from_bytes(digest[:6], "big"))
 
 
 def payload_length(width: int) -> int:
     """Float64 numbers in a payload of so many columns."""
-    return _START + 2 * _ROWS * width + -(-_COUNTS // 2) + 2 * len(TIMERS)
+    return _START + _ROWS * width + _words(width) + 2 * len(TIMERS)
+
+
+def _words(width: int) -> int:
+    """Float64 numbers that the counts take."""
+    return -(-(_ROWS * width + _BUCKETS) // 2)
 
 
 def encode(header: Header, text: str, packed: Packed) -> NDArray[np.float64]:
     """One rank's vector, shape ``(payload_length(packed.width),)``."""
-    counts = np.zeros(-(-_COUNTS // 2) * 2, dtype=np.uint32)
-    counts[:_COUNTS] = packed.histograms.ravel()
+    counts = np.zeros(2 * _words(packed.width), dtype=np.uint32)
+    cells = packed.samples.size
+    counts[:cells] = np.minimum(packed.samples, _MOST).ravel()
+    counts[cells : cells + _BUCKETS] = packed.histograms.ravel()
     raw = text.encode()[:TEXT].ljust(TEXT, b"\0")
     return np.concatenate(
         (
-            header,
+            header.numbers(),
             np.frombuffer(raw, np.float64),
             packed.values.ravel(),
-            packed.samples.ravel(),
             counts.view(np.float64),
             packed.extremes.ravel(),
         )
@@ -119,7 +147,7 @@ def encode(header: Header, text: str, packed: Packed) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """What all ranks said; arrays are views of the gathered matrix.
+    """What all ranks said.
 
     Attributes:
         headers: by rank.
@@ -138,17 +166,20 @@ class Ranks:
 
 def decode(matrix: NDArray[np.float64], width: int) -> Ranks:
     """The inverse of `encode`, for every rank's row."""
-    size = len(matrix)
-    headers = [Header(*row) for row in matrix[:, :HEADER].tolist()]
+    size, cells = len(matrix), _ROWS * width
+    headers = [Header.of(row) for row in matrix[:, :HEADER].tolist()]
     spoke = any(header.stop or header.checkpoint for header in headers)
     texts = [_text(row) if spoke else "" for row in matrix[:, HEADER:_START]]
-    counts = _START + 2 * _ROWS * width
-    extremes = counts + -(-_COUNTS // 2)
+    at = _START + cells
+    extremes = at + _words(width)
+    counts = np.ascontiguousarray(matrix[:, at:extremes]).view(np.uint32)
+    values = matrix[:, _START:at]
+    both = np.concatenate((values, counts[:, :cells].astype(np.float64)), axis=1)
     return Ranks(
         headers,
         texts,
-        matrix[:, _START:counts].reshape(size, 2 * _ROWS, width),
-        np.ascontiguousarray(matrix[:, counts:extremes]).view(np.uint32)[:, :_COUNTS],
+        both.reshape(size, 2 * _ROWS, width),
+        counts[:, cells : cells + _BUCKETS],
         matrix[:, extremes:].reshape(size, len(TIMERS), 2),
     )
 

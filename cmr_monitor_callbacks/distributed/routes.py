@@ -113,7 +113,7 @@ def _pack(part: Exchanged, ranks: int) -> Vector:
     count = len(part.headers)
     by_rank = np.zeros((ranks, HEADER + TEXT // 8 + 2 * _ROWS))
     for row, header, text in zip(by_rank, part.headers, part.texts, strict=False):
-        row[:HEADER] = header
+        row[:HEADER] = header.numbers()
         raw = text.encode()[:TEXT].ljust(TEXT, b"\0")
         row[HEADER : HEADER + TEXT // 8] = np.frombuffer(raw, np.float64)
     columns = np.concatenate((part.by_rank.values[:, 1:], part.by_rank.samples[:, 1:]))
@@ -145,7 +145,7 @@ def _unpack(row: NDArray[np.float64], width: int, ranks: int) -> Exchanged:
     at = np.cumsum([1, ranks * line, cells, cells, len(TIMERS) * BUCKETS, 2 * len(TIMERS)])
     by_rank, values, samples, counts, extremes = np.split(row[1:], at[1:-1] - 1)
     lines = by_rank.reshape(ranks, line)[:count]
-    headers = [Header(*one) for one in lines[:, :HEADER].tolist()]
+    headers = [Header.of(one) for one in lines[:, :HEADER].tolist()]
     texts = [
         one.tobytes().rstrip(b"\0").decode(errors="replace")
         for one in lines[:, HEADER : HEADER + TEXT // 8]

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from cmr_monitor_callbacks.catalogue import HEALTH_COMPONENTS, METRICS
+from cmr_monitor_callbacks.catalogue import HEALTH_COMPONENTS, METRICS, RESOURCE_NAMES
 from cmr_monitor_callbacks.health.states import AlertState, HealthStatus, Phase, Severity
 from cmr_monitor_callbacks.snapshot import Snapshot
 
@@ -141,6 +141,7 @@ def _system_status(
     return HealthStatus.HEALTHY if known else HealthStatus.UNKNOWN
 
 
+_SAMPLED: Final = frozenset(RESOURCE_NAMES)
 _OWNER: Final = np.array([m.component for m in METRICS])
 
 
@@ -148,4 +149,9 @@ def _known(snapshot: Snapshot) -> frozenset[str]:
     """Components with numbers: a counter that was ever seen is a number in every window."""
     # equal to itself: not NaN
     whole = snapshot.window[:, 0]
-    return frozenset(_OWNER[whole == whole].tolist()) | ({"monitor"} if snapshot.own else set())
+    found = set(_OWNER[whole == whole].tolist())
+    if snapshot.own:
+        found.add("monitor")
+    if not _SAMPLED.isdisjoint(snapshot.own):
+        found.add("resources")
+    return frozenset(found)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from cmr_monitor_callbacks.catalogue import BY_NAME, METRICS, OWN_METRICS, Kind
 from cmr_monitor_callbacks.layers import LayerId
 from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW
+from cmr_monitor_callbacks.resources import RESOURCES, Sample
+from cmr_monitor_callbacks.resources.samples import SAMPLED
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 Array = NDArray[np.float64]
@@ -29,7 +32,18 @@ BY_RANK: Final = (
     "error_rate",
 )
 """Metrics that are kept for each rank."""
-_OWN_BY_RANK: Final = ("straggler_ratio",)
+_OWN_BY_RANK: Final = (
+    "straggler_ratio",
+    "cpu_percent",
+    "process_rss_mb",
+    "host_memory_percent",
+    "disk_free_mb",
+    "gpu_utilization",
+    "gpu_memory_percent",
+    "gpu_temperature",
+    "gpu_power",
+    "gpu_throttled_share",
+)
 _OWN: Final = tuple(metric.name for metric in OWN_METRICS)
 _NOTHING: Final = (math.nan,) * len(_OWN)
 
@@ -129,6 +143,33 @@ class Columns:
             parts += [snapshot.own_by_rank.get(name, nothing) for name in _OWN_BY_RANK]
         out: Array = np.concatenate(parts)
         return out
+
+
+class AnyColumns(Protocol):
+    """Numbers in a fixed order, of a window or of a sample."""
+
+    index: NDArray[np.intp]
+
+    @property
+    def keys(self) -> Sequence[SeriesKey]:
+        """The series; ``index`` says where they are in what is gathered."""
+        ...
+
+
+class SampleColumns:
+    """All numbers that a sample of the machine could have, in a fixed order.
+
+    >>> SampleColumns().keys[0].name
+    'cpu_percent'
+    """
+
+    def __init__(self) -> None:
+        self.keys = tuple(SeriesKey(RESOURCES, name) for name in SAMPLED)
+        self.index = np.arange(len(self.keys))
+
+    def gathered(self, sample: Sample) -> Array:
+        """The numbers in that order, shape ``(len(keys),)``; NaN is no data."""
+        return np.array([sample.values.get(name, math.nan) for name in SAMPLED])
 
 
 Shape = tuple[str, tuple[LayerId, ...], int]

@@ -17,6 +17,7 @@ from cmr_monitor_callbacks.history.reading import RunHistory
 from cmr_monitor_callbacks.history.schema import HistoryError
 from cmr_monitor_callbacks.history.sessions import RunInfo
 from cmr_monitor_callbacks.history.writer import HistoryWriter
+from cmr_monitor_callbacks.resources import Sample
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 _LIBRARIES: Final = (
@@ -134,6 +135,11 @@ class Keeper:
         else:  # they became others: another mapping
             self._sources = sources
             self._writer.window(snapshot, transitions, changes, sources, describe())
+
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Keep what was sampled of the machine, on rank 0; puts it into a queue."""
+        if self._writer is not None and self.rank == 0 and samples:
+            self._writer.samples(samples)
 
     def alerts(self, transitions: Sequence[Transition]) -> None:
         """Keep what became of alerts between windows, on rank 0."""

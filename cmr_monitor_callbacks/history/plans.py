@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.history.columns import Array, Columns
+from cmr_monitor_callbacks.history.columns import AnyColumns, Array
+
+C = TypeVar("C", bound=AnyColumns)
 
 
-class Plan:
-    """Which columns of a snapshot's shape have ever had data."""
+class Plan(Generic[C]):
+    """Which columns of a snapshot's shape, or of a sample, have ever had data."""
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: C) -> None:
         self.columns = columns
         self.layout = 0
         self.take(np.zeros(0, dtype=np.intp), 0)

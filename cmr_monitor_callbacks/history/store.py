@@ -17,6 +17,7 @@ from cmr_monitor_callbacks.health import Transition
 from cmr_monitor_callbacks.history.columns import (
     Array,
     Columns,
+    SampleColumns,
     SeriesKey,
     Shape,
     layer_from,
@@ -30,6 +31,7 @@ from cmr_monitor_callbacks.history.plans import Plan
 from cmr_monitor_callbacks.history.retention import retain
 from cmr_monitor_callbacks.history.schema import leave_one_file, open_to_write, transaction
 from cmr_monitor_callbacks.history.sessions import RunInfo, begin_session, other_writers
+from cmr_monitor_callbacks.resources import RESOURCES, Sample
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 _FLOATS: Final = np.dtype("<f8")
@@ -86,7 +88,8 @@ class HistoryStore:
         self.session = begin_session(self.connection, info, now)
         self._happenings = Happenings(self.connection, self.session)
         self._series: dict[SeriesKey, int] = {}
-        self._plans: dict[Shape, Plan] = {}
+        self._plans: dict[Shape, Plan[Columns]] = {}
+        self._samples = Plan(SampleColumns())
         self._unpacked: dict[str, int] = {}
         self._sources: str | None = None
         self._version = self._data_version()
@@ -112,6 +115,7 @@ class HistoryStore:
     def _forget_what_was_new(self) -> None:
         """What a rolled back transaction had added is not there."""
         self._plans.clear()
+        self._samples = Plan(SampleColumns())
         self._happenings.forget()
         self._series = {
             SeriesKey(row[1], row[2], layer_from(row[3]), row[4]): row[0]
@@ -145,7 +149,18 @@ class HistoryStore:
         unpacked = self._unpacked.get(snapshot.stage, 0) + 1
         self._unpacked[snapshot.stage] = unpacked
 
-    def _insert(self, snapshot: Snapshot, plan: Plan, gathered: Array) -> None:
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Keep samples of the machine: each is a window of a stage of its own."""
+        with self.transaction():
+            for sample in samples:
+                plan = self._samples
+                gathered = plan.columns.gathered(sample)
+                if plan.meets_new(gathered):
+                    self._extend(plan, gathered)
+                self._insert(sample, plan, gathered)
+        self._unpacked[RESOURCES] = self._unpacked.get(RESOURCES, 0) + len(samples)
+
+    def _insert(self, snapshot: Snapshot | Sample, plan: Plan[Any], gathered: Array) -> None:
         data = gathered.take(plan.index).astype(_FLOATS, copy=False).tobytes()
         self.connection.execute(
             "INSERT INTO windows (session, stage, step, time, layout, data) "
@@ -153,7 +168,7 @@ class HistoryStore:
             (self.session, snapshot.stage, snapshot.step, snapshot.time, plan.layout, data),
         )
 
-    def _extend(self, plan: Plan, gathered: Array) -> None:
+    def _extend(self, plan: Plan[Any], gathered: Array) -> None:
         """Make room for series that have data for the first time."""
         seen = plan.extended(gathered)
         ids = []

@@ -26,6 +26,7 @@ from cmr_monitor_callbacks.history.happenings import Change
 from cmr_monitor_callbacks.history.schema import HistoryError
 from cmr_monitor_callbacks.history.sessions import RunInfo
 from cmr_monitor_callbacks.history.store import HistoryStore
+from cmr_monitor_callbacks.resources import Sample
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 CLOSE: Final = 10.0
@@ -116,6 +117,10 @@ class HistoryWriter:
             store.tidy(snapshot.time)
 
         self._put(work)
+
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Have samples of the machine kept, each with its time."""
+        self._put(lambda store: store.samples(samples))
 
     def alerts(self, transitions: Sequence[Transition]) -> None:
         """Have changes of alerts kept that come between windows."""

@@ -11,6 +11,8 @@ from cmr_monitor_callbacks.distributed import Exchanged
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.ranks import own_seconds, straggler
 from cmr_monitor_callbacks.recording.ledger import Reading
+from cmr_monitor_callbacks.resources import by_rank, whole_of
+from cmr_monitor_callbacks.resources.samples import NOTHING
 
 
 class OwnNumbers:
@@ -18,12 +20,14 @@ class OwnNumbers:
 
     Attributes:
         processing_time: seconds that the end of this process's last window took.
+        resources: what was sampled of this process' machine in its last window.
         window: what the last window added to each count.
         by_rank: numbers that each rank has, by name, shape ``(ranks,)``.
     """
 
     def __init__(self) -> None:
         self.processing_time = 0.0
+        self.resources = NOTHING
         self.window: dict[str, float] = {}
         self.by_rank: dict[str, NDArray[np.float64]] = {}
         self._others: dict[str, float] = {}
@@ -66,6 +70,11 @@ class OwnNumbers:
         if exchanged is not None:
             own["processing_time"] = max(h.processing_time for h in exchanged.headers)
             own.update(self._straggler(exchanged.by_rank))
+            windows = [header.resources for header in exchanged.headers]
+            self.by_rank = {**self.by_rank, **by_rank(windows)}
+            own.update(whole_of(windows))
+        else:
+            own.update(whole_of([self.resources]))
         if step + wait > 0:
             own["overhead_fraction"] = spent / (step + wait)
         return own

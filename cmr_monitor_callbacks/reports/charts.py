@@ -12,10 +12,10 @@ from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, Kind
 from cmr_monitor_callbacks.health import reported_name
 from cmr_monitor_callbacks.history import Series
 from cmr_monitor_callbacks.history.columns import SeriesKey
-from cmr_monitor_callbacks.reports.contents import RESOURCES
 from cmr_monitor_callbacks.reports.drawing import Array, Figure, cut, figure, heat_map, lines
 from cmr_monitor_callbacks.reports.spans import AlertSpan
 from cmr_monitor_callbacks.reports.stretch import layer_names
+from cmr_monitor_callbacks.resources import RESOURCES
 
 TRENDS: Final = (
     *("storage_efficiency", "utilization_rate", "retrieval_quality", "cache_hit_rate"),
@@ -185,7 +185,7 @@ def resources(series: Found) -> list[Figure]:
         if key.stage == RESOURCES:
             label = None if key.rank is None else f"rank {key.rank}"
             by_name.setdefault(key.name, []).append((label, one))
-    return [lines(name, rows) for name, rows in by_name.items()]
+    return [lines(name, rows, by_time=True) for name, rows in by_name.items()]
 
 
 def points_of(figures: Iterable[Figure]) -> int:

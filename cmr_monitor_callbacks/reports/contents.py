@@ -10,7 +10,7 @@ from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, METRICS,
 from cmr_monitor_callbacks.health import HealthStatus, reported_name
 from cmr_monitor_callbacks.history import RunHistory, Series
 from cmr_monitor_callbacks.history.reading import Range
-from cmr_monitor_callbacks.history.series import label_of, statistics_of
+from cmr_monitor_callbacks.history.series import statistics_of
 from cmr_monitor_callbacks.layers import LayerId
 from cmr_monitor_callbacks.reports.bottleneck import find_bottleneck
 from cmr_monitor_callbacks.reports.stretch import (
@@ -24,14 +24,13 @@ from cmr_monitor_callbacks.reports.stretch import (
     value_over,
 )
 from cmr_monitor_callbacks.reports.trends import trend_of
+from cmr_monitor_callbacks.resources import RESOURCES
 
 SCHEMA: Final = 1
 """Version of the report's form, see ``report.schema.json``."""
 _POINTS: Final = 2000
 _STATUS: Final = {float(status.code): status.value for status in HealthStatus}
 _FIXED: Final = ("avg_latency", "throughput", "error_rate")
-RESOURCES: Final = "resources"
-"""The stage of samples that no step belongs to."""
 
 
 def report_of(
@@ -169,6 +168,19 @@ def _trends(whole: Mapping[str, Series]) -> list[dict[str, Any]]:
     return sorted(out, key=lambda t: (order.get(t["trend"], 2), -abs(t["change"])))
 
 
+def _resources(history: RunHistory, bounds: Range) -> dict[str, Any]:
+    """What was sampled of rank 0's machine, by name."""
+    found = history.many(history.list_series(RESOURCES), bounds, max_points=_POINTS)
+    out = {}
+    for key, series in found.items():
+        known = statistics_of(series)
+        if known["count"]:
+            numbers = {name: known[name] for name in ("mean", "min", "p50", "p95", "max", "last")}
+            about = {"samples": int(known["count"]), "unit": BY_NAME[key.name].unit}
+            out[key.name] = finite(numbers) | about
+    return out
+
+
 def _run(history: RunHistory) -> dict[str, Any]:
     sessions = history.sessions()
     if not sessions:
@@ -238,15 +250,6 @@ def _health(
     }
 
 
-def _resources(history: RunHistory, bounds: tuple[float, float]) -> dict[str, dict[str, float]]:
-    found = history.many(history.list_series(RESOURCES), bounds, max_points=_POINTS)
-    return {
-        label_of(key): {name: known[name] for name in ("mean", "min", "max", "last")}
-        for key, one in found.items()
-        if len(one) and all(map(math.isfinite, (known := statistics_of(one)).values()))
-    }
-
-
 def _status(series: Series | None) -> str:
     return "unknown" if series is None else _STATUS.get(newest(series), "unknown")
 
@@ -256,4 +259,4 @@ def _last(series: Series | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-__all__: Sequence[str] = ["RESOURCES", "SCHEMA", "report_of"]
+__all__: Sequence[str] = ["SCHEMA", "report_of"]

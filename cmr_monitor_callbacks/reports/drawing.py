@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import BY_NAME
 from cmr_monitor_callbacks.history import Series
+from cmr_monitor_callbacks.reports.stretch import iso
 
 Array = NDArray[np.float64]
 Figure = dict[str, Any]
@@ -31,6 +32,7 @@ def lines(
     marks: Iterable[Mapping[str, Any]] = (),
     unit: str | None = None,
     wide: bool = False,
+    by_time: bool = False,
 ) -> Figure:
     """Series over the steps; a band from the least to the greatest window of each point.
 
@@ -40,13 +42,15 @@ def lines(
         marks: the user's, see `RunHistory.marks`.
         unit: of the values; None: the metric's.
         wide: whether it takes the page's width.
+        by_time: over the time instead: several samples may belong to one step.
     """
     known = BY_NAME[title].unit if title in BY_NAME else rows[0][1].unit
     factor, shown_unit, form = _scale(known if unit is None else unit)
+    at = "at" if by_time else "step"
     traces: list[dict[str, Any]] = []
     for i, (label, series) in enumerate(rows):
         one = thinned(series, _POINTS)
-        steps = one.step.tolist()
+        steps = [iso(time) for time in one.time.tolist()] if by_time else one.step.tolist()
         if len(rows) == 1 and one.count.max(initial=0.0) > 1:
             traces += _band(steps, one, factor)
         traces.append(
@@ -57,10 +61,12 @@ def lines(
                 "y": plain(one.value * factor),
                 "name": html.escape(label or title, quote=False),
                 "line": {"color": _LINES[i % len(_LINES)], "width": 1.8},
-                "hovertemplate": f"step %{{x}}: %{{y:{form}}} {shown_unit}<extra></extra>",
+                "hovertemplate": f"{at} %{{x}}: %{{y:{form}}} {shown_unit}<extra></extra>",
             }
         )
     drawn = figure(title, traces, wide=wide)
+    if by_time:
+        drawn["layout"]["xaxis"]["title"]["text"] = "time (UTC)"
     drawn["layout"]["yaxis"] |= {"title": {"text": shown_unit}, "rangemode": "tozero"}
     drawn["layout"]["yaxis"] |= {"tickformat": ".3~%"} if "%" in form else {}
     drawn["layout"]["showlegend"] = len(rows) > 1
@@ -68,7 +74,7 @@ def lines(
     return drawn
 
 
-def _band(steps: Sequence[int], one: Series, factor: float) -> list[dict[str, Any]]:
+def _band(steps: Sequence[Any], one: Series, factor: float) -> list[dict[str, Any]]:
     return [
         {
             "type": "scatter",

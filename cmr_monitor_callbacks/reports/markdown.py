@@ -127,7 +127,7 @@ def _trends(report: Mapping[str, Any]) -> list[str]:
 def _resources(report: Mapping[str, Any]) -> list[str]:
     names = ("mean", "min", "max", "last")
     rows = [
-        (label, *(f"{values[name]:.4g}" for name in names))
+        (label, *(shown(values[name], values["unit"]) for name in names))
         for label, values in report["resources"].items()
     ]
     return ["## Resources", "", *_table(("resource", *names), rows)] if rows else []

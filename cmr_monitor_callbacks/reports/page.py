@@ -13,10 +13,11 @@ from cmr_monitor_callbacks.health import reported_name
 from cmr_monitor_callbacks.history import HistoryError, RunHistory
 from cmr_monitor_callbacks.history.reading import Range
 from cmr_monitor_callbacks.reports import charts
-from cmr_monitor_callbacks.reports.contents import RESOURCES, report_of
+from cmr_monitor_callbacks.reports.contents import report_of
 from cmr_monitor_callbacks.reports.drawing import Figure
 from cmr_monitor_callbacks.reports.numbers import shown, state_text, stretch_text
 from cmr_monitor_callbacks.reports.spans import alert_label, alert_spans
+from cmr_monitor_callbacks.resources import RESOURCES
 
 _POINTS: Final = 1200
 _MOST: Final = 100
@@ -82,7 +83,7 @@ def _sections(history: RunHistory, time_range: Range, stretch: Mapping[str, Any]
         ("Ranks", "Mean time of a step on each rank.", charts.ranks(series)),
         (
             "Resources",
-            "Sampled off the training thread.",
+            "Of rank 0's machine, sample by sample.",
             charts.resources(series),
         ),
     ]

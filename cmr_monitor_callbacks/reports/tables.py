@@ -15,8 +15,8 @@ from cmr_monitor_callbacks.history import HistoryError, RunHistory
 from cmr_monitor_callbacks.history.columns import SeriesKey
 from cmr_monitor_callbacks.history.reading import Range
 from cmr_monitor_callbacks.history.series import label_of
-from cmr_monitor_callbacks.reports.contents import RESOURCES
 from cmr_monitor_callbacks.reports.stretch import iso
+from cmr_monitor_callbacks.resources import RESOURCES
 
 Columns = dict[str, list[Any]]
 """By name; times are seconds since the Unix epoch, None is no data."""

@@ -17,8 +17,18 @@ from cmr_monitor_callbacks.catalogue import HEALTH_COMPONENTS, OWN_METRICS, Kind
 Type = Literal["counter", "gauge", "summary"]
 Part = Literal["", "layer", "rank"]
 
-_UNITS: Final = {"s": "seconds", "MiB": "bytes", "nats": "nats"}
-_SCALES: Final = {"MiB": 2.0**20}
+_UNITS: Final = {
+    "s": "seconds",
+    "MiB": "bytes",
+    "nats": "nats",
+    "%": "ratio",
+    "°C": "celsius",
+    "W": "watts",
+    "MHz": "hertz",
+}
+_SCALES: Final = {"MiB": 2.0**20, "%": 0.01, "MHz": 1e6}
+_WORDS: Final = {"MiB": "_mb", "%": "_percent"}
+"""What a metric's own name says of its unit."""
 _SHARES: Final = ("_rate", "_share", "_fraction", "_ratio")
 _PARTS: Final = {"": "", "layer": ", by layer", "rank": ", of ranks that stand out"}
 
@@ -96,8 +106,8 @@ def _stem(info: MetricInfo) -> str:
     unit = _UNITS.get(info.unit, "")
     if info.unit.endswith("/s"):
         unit = f"{info.unit.removesuffix('/s')}_per_second"
-    elif info.unit == "MiB":
-        name = name.removesuffix("_mb")
+    elif info.unit in _WORDS:
+        name = name.replace(_WORDS[info.unit], "")
     elif info.unit == "1" and info.kind is not Kind.MEAN:
         word = next((word for word in _SHARES if name.endswith(word)), "")
         name, unit = name.removesuffix(word), "ratio"

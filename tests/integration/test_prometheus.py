@@ -306,6 +306,7 @@ def serving(**config: Any) -> Iterator[tuple[CMRPerformanceMonitor, PrometheusSi
     try:
         yield monitor, sink
     finally:
+        monitor.detach()
         sink.close()
 
 

@@ -269,7 +269,8 @@ def test_what_others_monitor_is_there_again_after_resuming(tmp_path: Path) -> No
         Module(), *batches, ckpt_path=saver.path
     )
     assert finds.validation[0]["cmr_capture/storage_efficiency"] > 0  # at step 17
-    assert finds.start["cmr_health/score"] == score
+    # an event file holds 32 bits
+    assert finds.start["cmr_health/score"] == pytest.approx(score, rel=1e-6)
 
 
 def test_testing_from_a_checkpoint_keeps_the_training_snapshot(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cmr_monitor_callbacks.config import (
     MonitoringConfig,
     ProbesConfig,
     ProfilingConfig,
+    ResourcesConfig,
     SinksConfig,
     config_root,
     load_preset,
@@ -229,13 +230,16 @@ TUNED = {"enabled", "metric", "select", "over", "compare", "condition", "when", 
 def test_a_preset_is_valid_and_lists_every_field(name: str) -> None:
     preset = load_preset(name)
     CMRMonitorCallback(**preset)
-    assert set(preset) == {"monitoring", "alerts", "probes", "history", "profiling", "sinks"}
+    assert set(preset) == {
+        *("monitoring", "alerts", "probes", "history", "profiling", "resources", "sinks")
+    }
     for key, model in (
         ("monitoring", MonitoringConfig),
         ("alerts", AlertConfig),
         ("probes", ProbesConfig),
         ("history", HistoryConfig),
         ("profiling", ProfilingConfig),
+        ("resources", ResourcesConfig),
         ("sinks", SinksConfig),
     ):
         assert set(preset[key]) == set(model.model_fields)
@@ -257,6 +261,7 @@ def test_the_preset_default_is_what_no_arguments_give() -> None:
     assert plain.monitor.alert_config == preset.monitor.alert_config
     assert plain.monitor.history_config == preset.monitor.history_config
     assert plain.monitor.profiling_config == preset.monitor.profiling_config
+    assert plain.monitor.resources_config == preset.monitor.resources_config
     assert plain.sinks_config == preset.sinks_config
 
 

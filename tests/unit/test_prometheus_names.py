@@ -51,6 +51,13 @@ BY_HAND = {
     "throughput": ("cmr_timing_throughput_samples_per_second", "gauge"),
     "tokens_per_second": ("cmr_timing_tokens_per_second", "gauge"),
     "error_count": ("cmr_errors_error_total", "counter"),
+    "cpu_percent": ("cmr_resources_cpu_ratio", "gauge"),
+    "process_rss_mb_max": ("cmr_resources_process_rss_max_bytes", "gauge"),
+    "gpu_utilization": ("cmr_resources_gpu_utilization_ratio", "gauge"),
+    "gpu_temperature": ("cmr_resources_gpu_temperature_celsius", "gauge"),
+    "gpu_power": ("cmr_resources_gpu_power_watts", "gauge"),
+    "gpu_clock": ("cmr_resources_gpu_clock_hertz", "gauge"),
+    "gpu_throttled_share": ("cmr_resources_gpu_throttled_ratio", "gauge"),
     "straggler_ratio": ("cmr_timing_straggler_ratio", "gauge"),
     "score": ("cmr_health_system_score", "gauge"),
     "buffer": ("cmr_health_score", "gauge"),
@@ -189,7 +196,8 @@ def test_every_metric_has_its_number() -> None:
     for info in OWN_METRICS:
         series = series_of(info)
         stage = {"stage": "train"} if info.component == "timing" else {}
-        assert ({**stage, **series.labels}, snapshot.own[info.name]) in found[series.name()]
+        value = snapshot.own[info.name] * {"MiB": 2.0**20, "%": 0.01, "MHz": 1e6}.get(info.unit, 1)
+        assert ({**stage, **series.labels}, value) in found[series.name()]
 
 
 def test_what_no_row_of_the_catalogue_says() -> None:

@@ -22,6 +22,7 @@ from cmr_monitor_callbacks import (
     CMRProbe,
     InMemorySink,
 )
+from cmr_monitor_callbacks.catalogue import RESOURCE_NAMES
 from cmr_monitor_callbacks.checking import CheckReport, check
 from cmr_monitor_callbacks.checking.settings import NODES
 from cmr_monitor_callbacks.checking.targets import bound
@@ -383,6 +384,21 @@ def test_a_rule_that_may_do_something(tmp_path: Path, rule: Any) -> None:
     assert said(check(str(path))) == {}
 
 
+def test_the_machine_that_is_not_sampled(tmp_path: Path) -> None:
+    settings = rules(
+        idle={"metric": "gpu_utilization"}, full={"metric": "disk_free_mb"}, any={"metric": "score"}
+    )
+    assert said(check(str(write(tmp_path, settings)))) == {}
+    off = check(str(write(tmp_path, {**settings, "resources": {"enabled": False}})))
+    assert said(off) == {
+        "idle": ("matches nothing", "gpu_utilization is not sampled: resources.enabled is false"),
+        "full": ("matches nothing", "disk_free_mb is not sampled: resources.enabled is false"),
+    }
+    assert set(said(check(str(write(tmp_path, {**settings, "resources": {"gpu": False}}))))) == {
+        "idle"
+    }
+
+
 def test_ranks(tmp_path: Path) -> None:
     settings = rules(
         many={"metric": "step_time", "min_ranks": 4},
@@ -506,6 +522,8 @@ def test_what_is_said_of_rules_is_what_the_engine_sees(model: str, batch: str) -
     assert had & nothing == set()
     # these need a Trainer, or a number that is not finite
     elsewhere = {"input_bound", "nonfinite_states"}
+    # these have numbers once the machine was sampled, and where it has a GPU
+    elsewhere |= {r.name for r in monitor.alerts.rules if {*r.metrics} <= {*RESOURCE_NAMES}}
     assert {rule.name for rule in monitor.alerts.rules} - set(notes) - elsewhere <= had
 
 
@@ -626,14 +644,18 @@ def test_settings_need_no_model() -> None:
 
 def test_the_estimate_of_scalars_holds() -> None:
     """No window gives TensorBoard more, and each further layer adds as many."""
-    report = check("default", model=here("cmr_lm"))
-    alone = check("default", ["monitoring.layers=['2']"], model=here("cmr_lm"))
+    off = "resources.enabled=false"  # which numbers there are depends on the machine
+    report = check("default", [off], model=here("cmr_lm"))
+    alone = check("default", [off, "monitoring.layers=['2']"], model=here("cmr_lm"))
     assert alone.cost.layers == 1
+    assert check("default", model=here("cmr_lm")).cost.scalars > report.cost.scalars
     assert report.cost.scalars - alone.cost.scalars == report.cost.scalars_per_layer
     assert report.cost.series - alone.cost.series == report.cost.series_per_layer
     assert alone.cost.window_bytes < report.cost.window_bytes
     model, sink = cmr_lm(), InMemorySink()
-    monitor = CMRPerformanceMonitor({"log_every_n_steps": 1}, model=model)
+    monitor = CMRPerformanceMonitor(
+        {"log_every_n_steps": 1}, model=model, resources={"enabled": False}
+    )
     monitor.sinks = [sink]
     for _ in range(3):
         with monitor.track_performance():
