@@ -167,6 +167,13 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         "batch_optimizations",
         "prefetch_hits",
     ),
+    *_statistics(
+        "comparison",
+        Store.SUM,
+        "loss_with_memory_sum",
+        "loss_without_memory_sum",
+        "memory_gain_sum",
+    ),
     *_statistics("waiting", Store.SUM, "waited_wall_seconds"),
     *_statistics("nonfinite", Store.COUNT, *NONFINITE.values()),
 )
@@ -616,6 +623,31 @@ _ALL_METRICS: Final[tuple[MetricInfo, ...]] = (
         kind=Kind.MEAN,
         unit="nats",
         polarity=Polarity.NEITHER,
+    ),
+    *(
+        _ratio(
+            "model",
+            name,
+            f"{name}_sum",
+            f"#{name}_sum",
+            help_,
+            kind=Kind.MEAN,
+            unit="loss",
+            polarity=polarity,
+        )
+        for name, polarity, help_ in (
+            (
+                "loss_with_memory",
+                Polarity.LOWER,
+                "loss of the validation batches that were compared",
+            ),
+            ("loss_without_memory", Polarity.NEITHER, "loss of the same batches, the memory empty"),
+            (
+                "memory_gain",
+                Polarity.HIGHER,
+                "loss without memory - loss with it; over 0: it helps",
+            ),
+        )
     ),
     # optimization
     _counter(

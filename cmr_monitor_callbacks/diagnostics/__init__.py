@@ -1,18 +1,30 @@
 """What a look at the whole model finds that no single number shows."""
 
+from cmr_monitor_callbacks.diagnostics.examination import examine
+from cmr_monitor_callbacks.diagnostics.finding import Finding
 from cmr_monitor_callbacks.diagnostics.hooks import (
-    Finding,
+    HookConflict,
     HookInfo,
     HookMeasurement,
     hook_conflicts,
     list_hooks,
     measure_hooks,
 )
+from cmr_monitor_callbacks.diagnostics.material import Balance, Compared, Material
+from cmr_monitor_callbacks.diagnostics.table import DIAGNOSTICS, SECTIONS, Diagnostic
 
 __all__ = [
+    "DIAGNOSTICS",
+    "SECTIONS",
+    "Balance",
+    "Compared",
+    "Diagnostic",
     "Finding",
+    "HookConflict",
     "HookInfo",
     "HookMeasurement",
+    "Material",
+    "examine",
     "hook_conflicts",
     "list_hooks",
     "measure_hooks",
