@@ -196,7 +196,9 @@ class Examiner:
         model, alone = self._model(), snapshot.world_size == 1
         entries: list[LayerEntries] = []
         unknown = [] if alone else ["the other ranks' entries: each rank sees its own"]
-        if model is not None:
+        if model is None:
+            unknown.insert(0, "what the model holds: the model is gone, or none was attached")
+        else:
             entries, why = self._entries(model, self._config.entries_per_layer)
             unknown += why
         balances, rises = self._frozen or ((), ())

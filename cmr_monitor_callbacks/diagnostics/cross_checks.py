@@ -125,7 +125,8 @@ def _around(m: Material, counter: str, metric: str) -> dict[str, Any]:
     risen, values = m.series(counter), m.series(metric)
     if risen is None or values is None:
         return {}
-    rose = np.flatnonzero(risen.added > 0)
+    # a counter that never moved says nothing: it stands at 0 until it does
+    rose = np.flatnonzero(np.diff(np.nan_to_num(risen.last), prepend=0.0) > 0)
     if not len(rose):
         return {}
     step = int(risen.step[rose[0]])

@@ -28,8 +28,7 @@ def target_layer_missing(m: Material) -> Iterator[Hit]:
     blocks = m.declared.blocks
     for path, layers in m.declared.targets:
         for layer in layers:
-            # blocks are numbered from 0 or from 1; a negative number counts from the end
-            if blocks and not -blocks <= layer <= blocks:
+            if _is_missing(m, layer):
                 text = f"{path} names layer {layer}, but the model has {blocks} blocks"
                 yield Hit(text, layer, {"setting": path, "blocks": blocks})
     known = {*m.snapshot.layer_ids, *(one.layer for one in m.entries)}
@@ -55,10 +54,18 @@ def layer_never_runs(m: Material) -> Iterator[Hit]:
 
 
 def _named(m: Material) -> Iterator[tuple[str, set[Hashable]]]:
+    """Layers that should take part; of those that do not exist `target_layer_missing` tells."""
+    missing = {layer for _, layers in m.declared.targets for layer in layers if _is_missing(m, layer)}
     if m.entries:
-        yield "it has a place in the buffer", {one.layer for one in m.entries}
+        yield "it has a place in the buffer", {one.layer for one in m.entries} - missing
     for path, layers in m.declared.targets:
-        yield f"named by {path}", {layer for layer in layers if layer <= m.declared.blocks}
+        yield f"named by {path}", {*layers} - missing
+
+
+def _is_missing(m: Material, layer: int) -> bool:
+    # blocks are numbered from 0 or from 1; a negative number counts from the end
+    blocks = m.declared.blocks
+    return bool(blocks) and not -blocks <= layer <= blocks
 
 
 def interventions_never_run(m: Material) -> Iterator[Hit]:

@@ -138,7 +138,9 @@ def compare_memory(
     Raises:
         CannotCompare: it cannot be done with this model; the message says why.
     """
-    held, _ = read_entries(model, sample=1)
+    held, why = read_entries(model, sample=1)
+    if why:
+        raise CannotCompare("; ".join(why))
     if held and not any(one.count for one in held):
         return None
     losses = []
