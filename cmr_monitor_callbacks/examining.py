@@ -12,8 +12,10 @@ from torch import nn
 
 from cmr_monitor_callbacks.config import DiagnosticsConfig
 from cmr_monitor_callbacks.diagnostics import (
+    MOST,
     Balance,
     Compared,
+    Ghosts,
     HookMeasurement,
     Material,
     examine,
@@ -57,6 +59,7 @@ class Examiner:
         self._measured: HookMeasurement | None = None
         self._watched = 0
         self._attached = False
+        self._begun_at = -1
         self.forget()
 
     def forget(self) -> None:
@@ -70,7 +73,8 @@ class Examiner:
         self._known_hooks: set[int] = set()
         self._frozen: tuple[tuple[Balance, ...], tuple[OwnCount, ...]] | None = None
         self._compared: deque[tuple[float, float]] = deque(maxlen=_KEPT)
-        self._reason = self._how = ""
+        self._ghosts = Ghosts()
+        self._reason = self._how = self._unread = ""
 
     # -- how it was -------------------------------------------------------------------------
 
@@ -78,6 +82,12 @@ class Examiner:
         """Numbers were taken over or forgotten: what was counted until now is the start."""
         model = self._model()
         if model is not None and self._attached:
+            self.begin(model, snapshot)
+
+    def attached(self, model: nn.Module, step: int, snapshot: Callable[[], Snapshot]) -> None:
+        """A model is listened to; that is said again and again, and counts until the first step."""
+        known = self._attached and self._model() is model
+        if not known or step == self._begun_at:
             self.begin(model, snapshot)
 
     def begin(self, model: nn.Module, snapshot: Callable[[], Snapshot]) -> None:
@@ -96,6 +106,7 @@ class Examiner:
         self.begin_books()
         self._counts = self._own_counts(model)
         numbers = snapshot()
+        self._begun_at = numbers.step
         self._counted_at_start = lambda one: numbers.value(one.metric, layer=one.layer)  # type: ignore[arg-type]
         self._known_hooks = {hook.id for hook in list_hooks(model)}
         self._compiled = {
@@ -135,6 +146,17 @@ class Examiner:
             for key, value in self._own_counts(model).items():
                 self._counts[key] = self._counts.get(key, 0.0) + value - before.get(key, 0.0)
         self._before_stage = None
+
+    def look(self, window: int) -> None:
+        """At the end of a window, every so many: see which entries are gone since the last look."""
+        every = self._config.look_every
+        if every and window % every == 0:
+            self._look()
+
+    def _look(self) -> None:
+        model = self._model()
+        if model is not None:
+            self._ghosts.look(self._entries(model, MOST)[0])
 
     # -- with and without memory ------------------------------------------------------------
 
@@ -201,9 +223,11 @@ class Examiner:
         else:
             entries, why = self._entries(model, self._config.entries_per_layer)
             unknown += why
+            self._look()
         balances, rises = self._frozen or ((), ())
         if self._frozen is None and model is not None:
             balances, rises = self._balances(entries), tuple(self._rises(model))
+            unknown += [self._unread] if self._unread else []
         one, other = zip(*self._compared, strict=True) if self._compared else ((), ())
         compiled_since = self._compiled if model is not None else set()
         return examine(
@@ -228,6 +252,7 @@ class Examiner:
                 layer_globs,
                 max(self._watched, self._listening.found, len(snapshot.layer_ids)),
                 Compared(tuple(one), tuple(other), self._reason, self._how),
+                self._ghosts.missed(),
                 alone,
             )
         )
@@ -274,18 +299,19 @@ class Examiner:
         return [int(count) for count in ledger.moves[:, column]]
 
     def _own_counts(self, model: nn.Module) -> dict[tuple[str, Hashable | None], float]:
+        return {(one.where, one.layer): one.value for one in self._counts_now(model)}
+
+    def _counts_now(self, model: nn.Module) -> list[OwnCount]:
+        self._unread = ""
         try:
-            return {(one.where, one.layer): one.value for one in own_counts(model)}
-        except Exception:  # a property of the model that does not work yet: nothing is known of it
-            return {}
+            return own_counts(model)
+        except Exception as error:  # a property of the model, which may not work yet
+            self._unread = f"the model's own counters: {type(error).__name__}: {error}"
+            return []
 
     def _rises(self, model: nn.Module) -> Iterator[OwnCount]:
         """What the model counted since the start; of gauges what they are."""
-        try:
-            found = own_counts(model)
-        except Exception:
-            return
-        for one in found:
+        for one in self._counts_now(model):
             before = self._counts.get((one.where, one.layer), 0.0)
             rose = one.value if one.metric in _GAUGES else one.value - before
             if rose >= 0:  # else it was set back

@@ -182,7 +182,7 @@ class CMRPerformanceMonitor:
         """
         found = self._listening.attach(model, self)
         with self.guard("looking at the model for the diagnostics"):
-            self._examiner.begin(model, self._local_snapshot)
+            self._examiner.attached(model, self.current_step, self._local_snapshot)
         return found
 
     def _begin_diagnostics(self) -> None:
@@ -347,6 +347,8 @@ class CMRPerformanceMonitor:
             if closed.ready:
                 self._publish()
         self._window_start, self._window_begin = start, self.current_step
+        with self.guard("looking at the memory's entries"):
+            self._examiner.look(self.windows)
         self._own.processing_time = self.clock.monotonic() - start
 
     def peek(self) -> tuple[list[str], list[float]]:

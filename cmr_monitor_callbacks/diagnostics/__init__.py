@@ -2,6 +2,7 @@
 
 from cmr_monitor_callbacks.diagnostics.examination import examine
 from cmr_monitor_callbacks.diagnostics.finding import Finding
+from cmr_monitor_callbacks.diagnostics.ghosts import MOST, Ghosts, Missed
 from cmr_monitor_callbacks.diagnostics.hooks import (
     HookConflict,
     HookInfo,
@@ -15,15 +16,18 @@ from cmr_monitor_callbacks.diagnostics.table import DIAGNOSTICS, SECTIONS, Diagn
 
 __all__ = [
     "DIAGNOSTICS",
+    "MOST",
     "SECTIONS",
     "Balance",
     "Compared",
     "Diagnostic",
     "Finding",
+    "Ghosts",
     "HookConflict",
     "HookInfo",
     "HookMeasurement",
     "Material",
+    "Missed",
     "examine",
     "hook_conflicts",
     "list_hooks",

@@ -107,6 +107,7 @@ def _looked_at(m: Material) -> dict[str, dict[str, Any]]:
             "age_at_eviction": {
                 layer: age_at_eviction(m, layer) for layer in m.layers if layer is not None
             },
+            "missed": {layer: vars(missed) for layer, missed in m.missed.items()},
             "conservation": [balance.to_dict() for balance in m.balances],
         },
         "retrieval_analysis": {
@@ -182,6 +183,10 @@ def _not_available(m: Material) -> list[str]:
         ]
         if missing and one.count:
             out.append(f"{', '.join(missing)} of {one.path}, layer {one.layer}: entries do not say")
+    if all(missed.looks < 3 for missed in m.missed.values()):
+        out.append(
+            "eviction of what is later missed: entries were looked at fewer than three times"
+        )
     if m.history is None:
         out.append("time against size, optimisation impact: no windows are kept")
     if not m.compared.without and not m.compared.reason:

@@ -18,6 +18,8 @@ SAME = 0.9999
 DUPLICATES = 0.5
 EMPTY = 0.1
 UNREAD = 0.95
+MISSED = 0.25
+"""Share of the evicted entries; states of one text are alike by chance, in a few of 100."""
 FROZEN = 0.5
 FROZEN_FOR = 20.0
 
@@ -86,6 +88,15 @@ def memory_frozen(m: Material) -> Iterator[Hit]:
                 f"its newest entry came {since:.0f} ago, its oldest {life:.0f} (the model's time)"
             )
             yield Hit(text, one.layer, {"newest": since, "oldest": life, **_sample(one)})
+
+
+def evicted_then_missed(m: Material) -> Iterator[Hit]:
+    """What a layer evicts is soon stored again: it was dropped too early."""
+    for layer, missed in m.missed.items():
+        share = missed.missed / missed.gone if missed.gone else 0.0
+        if missed.gone >= ENOUGH and share >= MISSED:
+            text = f"of {missed.gone} entries that went {share:.0%} were stored again later"
+            yield Hit(text, layer, {"share": share, **vars(missed)})
 
 
 def nearest_cosine(one: LayerEntries) -> Array | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cmr_monitor_callbacks.diagnostics.ghosts import Missed
 from cmr_monitor_callbacks.diagnostics.hooks import HookConflict, HookInfo, HookMeasurement
 from cmr_monitor_callbacks.entries import Declared, LayerEntries, OwnCount
 from cmr_monitor_callbacks.health import HealthReport
@@ -99,6 +100,7 @@ class Material:
         layer_globs: layers that the settings name.
         watched: probes and objects that are listened to.
         compared: losses with and without memory.
+        missed: by layer, what became of entries that left it.
         alone: whether this is the only process.
     """
 
@@ -116,6 +118,7 @@ class Material:
     layer_globs: tuple[str, ...] = ("*",)
     watched: int = 1
     compared: Compared = field(default_factory=Compared)
+    missed: Mapping[Hashable, Missed] = field(default_factory=dict)
     alone: bool = True
 
     @property

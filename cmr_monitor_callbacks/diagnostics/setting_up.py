@@ -55,7 +55,9 @@ def layer_never_runs(m: Material) -> Iterator[Hit]:
 
 def _named(m: Material) -> Iterator[tuple[str, set[Hashable]]]:
     """Layers that should take part; of those that do not exist `target_layer_missing` tells."""
-    missing = {layer for _, layers in m.declared.targets for layer in layers if _is_missing(m, layer)}
+    missing = {
+        layer for _, layers in m.declared.targets for layer in layers if _is_missing(m, layer)
+    }
     if m.entries:
         yield "it has a place in the buffer", {one.layer for one in m.entries} - missing
     for path, layers in m.declared.targets:

@@ -223,6 +223,12 @@ DIAGNOSTICS: Final[tuple[Diagnostic, ...]] = (
             ),
         ),
         (
+            "evicted_then_missed",
+            "buffer",
+            WARNING,
+            "Raise the layer's capacity, or evict what is read least (policy).",
+        ),
+        (
             "memory_frozen",
             "buffer",
             WARNING,

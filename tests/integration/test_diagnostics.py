@@ -82,7 +82,9 @@ FAULTS = {
         {"interventions_never_run": {None}}, {"interventions": ()}
     ),
     "a threshold that takes nothing": Fault(
-        {"threshold_takes_nothing": ALL}, {"threshold": 1.5}, follows=("reconstructions_use_nothing",)
+        {"threshold_takes_nothing": ALL},
+        {"threshold": 1.5},
+        follows=("reconstructions_use_nothing",),
     ),
     "a threshold that takes all": Fault({"threshold_takes_everything": ALL}, {"threshold": 0.0}),
     "a capacity under one sequence": Fault(
@@ -103,9 +105,7 @@ FAULTS = {
         {"entries_nonfinite": {3}}, then=put(lambda state: state * torch.nan)
     ),
     "entries that are zero": Fault({"entries_empty": {3}}, then=put(torch.zeros_like)),
-    "entries that are all the same": Fault(
-        {"duplicate_entries": ALL}, {"keeps": torch.ones_like}
-    ),
+    "entries that are all the same": Fault({"duplicate_entries": ALL}, {"keeps": torch.ones_like}),
     "a relevance that is always the same": Fault(
         {"relevance_flat": ALL}, {"rates": lambda relevance: 1.0}
     ),
@@ -272,8 +272,33 @@ SAID_ELSEWHERE = {
     *("memory_changes_nothing", "memory_hurts", "memory_not_compared"),
     # here, in tests of their own
     *("no_memory_found", "hook_never_runs", "hooks_slow", "retrieval_slows_with_size"),
-    *("retrieval_hits_nothing", "cache_useless"),
+    *("retrieval_hits_nothing", "cache_useless", "evicted_then_missed"),
 }
+
+
+def test_entries_that_are_evicted_and_stored_again() -> None:
+    model = Diagnosed(capacity=40)
+    settings = {"log_every_n_steps": 1, "diagnostics": {"look_every": 1}}
+    monitor = CMRPerformanceMonitor(settings, model=model)
+    few = batches(2)
+    train(model, 0, monitor.track_performance)
+    with torch.no_grad():
+        for step in range(60):  # the same few batches come again and again
+            with monitor.track_performance():
+                model(few[step % 2] if step % 4 < 2 else few[step % 2] + 1)
+    assert found(monitor)["evicted_then_missed"] == ALL
+
+
+def test_evictions_of_a_healthy_model_are_not_missed() -> None:
+    model = Diagnosed()
+    settings = {"log_every_n_steps": 1, "diagnostics": {"look_every": 1}}
+    monitor = CMRPerformanceMonitor(settings, model=model)
+    train(model, 40, monitor.track_performance)
+    assert found(monitor) == {}
+    missed = monitor.run_diagnostics()["memory_analysis"]["missed"]["3"]
+    evicted = monitor.snapshot.value("eviction_count", layer=3)
+    assert missed["missed"] == 0
+    assert 0 < missed["gone"] <= evicted
 
 
 def test_every_diagnostic_has_its_fault() -> None:

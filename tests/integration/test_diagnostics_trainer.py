@@ -1,4 +1,4 @@
-"""Diagnostics in a fit: the loss with and without memory in validation, and what it must not touch."""
+"""Diagnostics in a fit: the loss with and without memory, and what that must not touch."""
 
 from __future__ import annotations
 
@@ -145,7 +145,9 @@ def test_memories_of_other_people(tmp_path: Path, kind: str) -> None:
     told = callback.monitor.run_diagnostics()
     json.dumps(told, allow_nan=False)
     assert {f["name"] for f in told["findings"]} <= {"memory_not_compared"}
-    assert any("they lie in an index" in t or "weights have none" in t for t in told["not_available"])
+    assert any(
+        "they lie in an index" in t or "weights have none" in t for t in told["not_available"]
+    )
 
 
 def others(tmp_path: Path, kind: str) -> tuple[Any, Any]:
