@@ -12,6 +12,7 @@ from cmr_monitor_callbacks.diagnostics.hooks import (
     measure_hooks,
 )
 from cmr_monitor_callbacks.diagnostics.material import Balance, Compared, Material
+from cmr_monitor_callbacks.diagnostics.showing import diagnostics_table
 from cmr_monitor_callbacks.diagnostics.table import DIAGNOSTICS, SECTIONS, Diagnostic
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "HookMeasurement",
     "Material",
     "Missed",
+    "diagnostics_table",
     "examine",
     "hook_conflicts",
     "list_hooks",

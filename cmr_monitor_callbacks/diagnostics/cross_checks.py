@@ -15,6 +15,8 @@ from cmr_monitor_callbacks.entries import OwnCount
 
 OFF = 0.01
 """Share by which a model's own count may be off; less may be a batch that is under way."""
+SLOW = 0.2
+"""Share of the time that was measured."""
 MOVED = 20
 """Below, a counter may not have had the time to move."""
 AROUND = 5
@@ -56,7 +58,7 @@ def hooks_slow(m: Material) -> Iterator[Hit]:
     ours = {(hook.module, hook.kind, hook.id) for hook in m.hooks if hook.ours}
     seconds = sum(s for key, s in measured.seconds.items() if key not in ours)
     share = seconds / measured.wall_seconds
-    if share > 0.2:
+    if share > SLOW:
         slowest = max(measured.seconds, key=lambda key: measured.seconds[key])
         text = (
             f"hooks take {share:.0%} of the time; the slowest is one of {slowest[0] or 'the model'}"

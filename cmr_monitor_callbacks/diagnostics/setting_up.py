@@ -61,7 +61,7 @@ def _named(m: Material) -> Iterator[tuple[str, set[Hashable]]]:
     if m.entries:
         yield "it has a place in the buffer", {one.layer for one in m.entries} - missing
     for path, layers in m.declared.targets:
-        yield f"named by {path}", {*layers} - missing
+        yield f"named by {path}", {layer for layer in layers if layer not in missing}
 
 
 def _is_missing(m: Material, layer: int) -> bool:
