@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from cmr_monitor_callbacks.diagnostics.buffers import age_at_eviction
@@ -100,48 +100,57 @@ def _known(m: Material, section: str) -> bool:
 
 
 def _looked_at(m: Material) -> dict[str, dict[str, Any]]:
-    mean, error = m.compared.helps
+    """What each part is about, beside its findings."""
+    own = ("failures", "invalid_samples", "overhead_fraction")
     return {
-        "memory_analysis": {
-            "layers": distributions(m),
-            "age_at_eviction": {
-                layer: age_at_eviction(m, layer) for layer in m.layers if layer is not None
-            },
-            "missed": {layer: vars(missed) for layer, missed in m.missed.items()},
-            "conservation": [balance.to_dict() for balance in m.balances],
-        },
+        "memory_analysis": _memory(m),
         "retrieval_analysis": {
             "layers": earnings(m),
-            "hit_rate": {
-                layer: m.value("retrieval_hit_rate", layer)
-                if not math.isnan(m.value("retrieval_hit_rate", layer))
-                else m.value("cache_hit_rate", layer)
-                for layer in m.layers
-                if layer is not None
-            },
+            "hit_rate": {layer: _hit_rate(m, layer) for layer in _layers(m)},
             "time_against_size": time_against_size(m, None),
         },
-        "reconstruction_analysis": {
-            "quality": m.by_layer("reconstruction_quality"),
-            "similarity": m.by_layer("reconstruction_similarity"),
-            "memory_helps": {
-                "batches": len(m.compared.without),
-                "helps_by": mean,
-                "standard_error": error,
-                "how": m.compared.how,
-            },
-        },
+        "reconstruction_analysis": _reconstruction(m),
         "hook_analysis": {"hooks": _hooks(m), "by_owner": _by_owner(m)},
         "optimization_analysis": {"impact": impact(m)},
         "counter_analysis": {
-            "counters": [{**vars(own), "counted": ours} for own, ours in m.own_counts]
+            "counters": [{**vars(one), "counted": ours} for one, ours in m.own_counts]
         },
         "setup_analysis": {"declared": dict(m.declared.targets), "blocks": m.declared.blocks},
-        "monitor_analysis": {
-            name: m.snapshot.own_value(name, None, "run")
-            for name in ("failures", "invalid_samples", "overhead_fraction")
+        "monitor_analysis": {name: m.snapshot.own_value(name, None, "run") for name in own},
+    }
+
+
+def _memory(m: Material) -> dict[str, Any]:
+    return {
+        "layers": distributions(m),
+        "age_at_eviction": {layer: age_at_eviction(m, layer) for layer in _layers(m)},
+        "missed": {layer: vars(missed) for layer, missed in m.missed.items()},
+        "conservation": [balance.to_dict() for balance in m.balances],
+    }
+
+
+def _reconstruction(m: Material) -> dict[str, Any]:
+    mean, error = m.compared.helps
+    return {
+        "quality": m.by_layer("reconstruction_quality"),
+        "similarity": m.by_layer("reconstruction_similarity"),
+        "memory_helps": {
+            "batches": len(m.compared.without),
+            "helps_by": mean,
+            "standard_error": error,
+            "how": m.compared.how,
         },
     }
+
+
+def _layers(m: Material) -> list[Hashable]:
+    return [layer for layer in m.layers if layer is not None]
+
+
+def _hit_rate(m: Material, layer: Hashable) -> float:
+    """Of the slots asked for; where nobody counts these, of the cache."""
+    slots = m.value("retrieval_hit_rate", layer)
+    return m.value("cache_hit_rate", layer) if math.isnan(slots) else slots
 
 
 def _hooks(m: Material) -> list[dict[str, Any]]:
