@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from cmr_monitor_callbacks.diagnostics import (
     Balance,
     Compared,
     Ghosts,
+    HookConflict,
     HookMeasurement,
     Material,
     examine,
@@ -23,20 +25,20 @@ from cmr_monitor_callbacks.diagnostics import (
     list_hooks,
     measure_hooks,
 )
-from cmr_monitor_callbacks.entries import Declared, LayerEntries, OwnCount
+from cmr_monitor_callbacks.entries import LayerEntries, OwnCount
+from cmr_monitor_callbacks.examining.beginning import EntryBooks, OwnCounters
 from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.history import RunHistory
 from cmr_monitor_callbacks.packed import ROW
-from cmr_monitor_callbacks.probes.declared import declared, own_counts
+from cmr_monitor_callbacks.probes.declared import declared
 from cmr_monitor_callbacks.probes.entries import read_entries
 from cmr_monitor_callbacks.probes.listening import Listening
 from cmr_monitor_callbacks.probes.sparing import CannotCompare, LossOf, compare_memory
-from cmr_monitor_callbacks.recording.ledger import MOVES, Ledger
+from cmr_monitor_callbacks.recording.ledger import Ledger
 from cmr_monitor_callbacks.snapshot import Snapshot
 
 _KEPT = 256
 """Comparisons with and without memory that a verdict is made of, the newest."""
-_GAUGES = ("total_entries",)
 
 
 class Examiner:
@@ -64,17 +66,14 @@ class Examiner:
 
     def forget(self) -> None:
         """A run begins anew; `begin` again if a model is attached."""
-        self._held: dict[Hashable, int] = {}
-        self._moves: dict[Hashable, list[int]] = {}
-        self._counts: dict[tuple[str, Hashable | None], float] = {}
-        self._before_stage: dict[tuple[str, Hashable | None], float] | None = None
-        self._counted_at_start: Callable[[OwnCount], float] = lambda one: 0.0
+        self._books = EntryBooks(self._ledger)
+        self._counters = OwnCounters()
         self._compiled: set[str] = set()
         self._known_hooks: set[int] = set()
-        self._frozen: tuple[tuple[Balance, ...], tuple[OwnCount, ...]] | None = None
+        self._at_end: tuple[tuple[Balance, ...], tuple[OwnCount, ...]] | None = None
         self._compared: deque[tuple[float, float]] = deque(maxlen=_KEPT)
         self._ghosts = Ghosts()
-        self._reason = self._how = self._unread = ""
+        self._reason = self._how = ""
 
     # -- how it was -------------------------------------------------------------------------
 
@@ -98,16 +97,13 @@ class Examiner:
             snapshot: gives the numbers of this moment.
         """
         self._model = weakref.ref(model)
-        self._frozen = None
-        self._before_stage = None
+        self._at_end = None
         self._attached = True
-        self._ledger.keeps_books = True
         self._watched = self._listening.found
         self.begin_books()
-        self._counts = self._own_counts(model)
         numbers = snapshot()
         self._begun_at = numbers.step
-        self._counted_at_start = lambda one: numbers.value(one.metric, layer=one.layer)  # type: ignore[arg-type]
+        self._counters.begin(model, numbers)
         self._known_hooks = {hook.id for hook in list_hooks(model)}
         self._compiled = {
             path
@@ -118,13 +114,8 @@ class Examiner:
     def begin_books(self) -> None:
         """Remember what is held now, and what was counted until now."""
         model = self._model()
-        if model is None:
-            return
-        self._ledger.fold()
-        self._held = {one.layer: one.count for one in self._entries(model, 0)[0]}
-        self._moves = {
-            layer: self._moves_of(layer) for layer in (*self._ledger.layout.layers, *self._held)
-        }
+        if model is not None:
+            self._books.begin(self._entries(model, 0)[0])
 
     def end(self) -> None:
         """The model is let go: what it does from now on is not counted any more."""
@@ -132,20 +123,19 @@ class Examiner:
         if model is not None and self._attached:
             self._attached = False
             entries, _ = self._entries(model, 0)
-            self._frozen = self._balances(entries), tuple(self._rises(model))
+            self._at_end = self._books.balances(entries), self._counters.rises(model)
 
     def leave_training(self) -> None:
-        """Another stage begins, whose work the model counts as it counts training's."""
+        """Another stage begins."""
         model = self._model()
-        self._before_stage = None if model is None else self._own_counts(model)
+        if model is not None:
+            self._counters.leave_training(model)
 
     def back_in_training(self) -> None:
         """That stage is over."""
-        model, before = self._model(), self._before_stage
-        if model is not None and before is not None:
-            for key, value in self._own_counts(model).items():
-                self._counts[key] = self._counts.get(key, 0.0) + value - before.get(key, 0.0)
-        self._before_stage = None
+        model = self._model()
+        if model is not None:
+            self._counters.back_in_training(model)
 
     def look(self, window: int) -> None:
         """At the end of a window, every so many: see which entries are gone since the last look."""
@@ -215,116 +205,58 @@ class Examiner:
         layer_globs: tuple[str, ...],
     ) -> dict[str, Any]:
         """Run every diagnostic; see `diagnostics.examine`."""
-        model, alone = self._model(), snapshot.world_size == 1
-        entries: list[LayerEntries] = []
+        model = self._model()
+        alone = snapshot.world_size == 1
         unknown = [] if alone else ["the other ranks' entries: each rank sees its own"]
+        one, other = zip(*self._compared, strict=True) if self._compared else ((), ())
+        material = Material(
+            snapshot,
+            history,
+            health,
+            measured=self._measured,
+            layer_globs=layer_globs,
+            watched=max(self._watched, self._listening.found, len(snapshot.layer_ids)),
+            compared=Compared(tuple(one), tuple(other), self._reason, self._how),
+            alone=alone,
+        )
+        balances, rises = self._at_end or ((), ())
         if model is None:
             unknown.insert(0, "what the model holds: the model is gone, or none was attached")
         else:
             entries, why = self._entries(model, self._config.entries_per_layer)
-            unknown += why
+            if self._at_end is None:
+                balances, rises = self._books.balances(entries), self._counters.rises(model)
+            unknown += why + ([self._counters.unread] if self._counters.unread else [])
+            if self._ledger.cells.in_use:
+                unknown.append("books: a device counts, which is known at the end of a window")
             self._look()
-        balances, rises = self._frozen or ((), ())
-        if self._frozen is None and model is not None:
-            balances, rises = self._balances(entries), tuple(self._rises(model))
-            unknown += [self._unread] if self._unread else []
-        one, other = zip(*self._compared, strict=True) if self._compared else ((), ())
-        compiled_since = self._compiled if model is not None else set()
-        return examine(
-            Material(
-                snapshot,
-                history,
-                health,
-                tuple(entries),
-                tuple(unknown),
-                () if model is None else tuple(list_hooks(model)),
-                ()
-                if model is None
-                else tuple(
-                    conflict
-                    for conflict in hook_conflicts(model, self._known_hooks, since_compiled=True)
-                    if conflict.kind != "after_compile" or conflict.module in compiled_since
-                ),
-                self._measured,
-                tuple(self._beside(snapshot, rises)) if alone else (),
-                tuple(balances),
-                Declared() if model is None else declared(model),
-                layer_globs,
-                max(self._watched, self._listening.found, len(snapshot.layer_ids)),
-                Compared(tuple(one), tuple(other), self._reason, self._how),
-                self._ghosts.missed(),
-                alone,
+            material = replace(
+                material,
+                entries=tuple(entries),
+                hooks=tuple(list_hooks(model)),
+                conflicts=self._conflicts(model),
+                declared=declared(model),
             )
+        return examine(
+            replace(
+                material,
+                unknown=tuple(unknown),
+                balances=balances,
+                own_counts=tuple(self._counters.beside(snapshot, rises)) if alone else (),
+                missed=self._ghosts.missed(),
+            )
+        )
+
+    def _conflicts(self, model: nn.Module) -> tuple[HookConflict, ...]:
+        return tuple(
+            conflict
+            for conflict in hook_conflicts(model, self._known_hooks, since_compiled=True)
+            if conflict.kind != "after_compile" or conflict.module in self._compiled
         )
 
     def _entries(self, model: nn.Module, sample: int) -> tuple[list[LayerEntries], list[str]]:
         automatic = self._listening.automatic
-        return read_entries(model, sample, automatic.watches(), automatic.named)
-
-    def _balances(self, entries: list[LayerEntries]) -> tuple[Balance, ...]:
-        self._ledger.fold()
-        if self._ledger.cells.in_use:
-            return ()  # what a device counts is known at the end of a window alone
-        held: dict[Hashable, int] = {}
-        for one in entries:
-            held[one.layer] = held.get(one.layer, 0) + one.count
-        balances = []
-        for layer in self._ledger.layout.layers:
-            at_first = self._moves.get(layer, [0] * len(MOVES))
-            moved = [now - then for now, then in zip(self._moves_of(layer), at_first, strict=True)]
-            start = self._held.get(layer, 0) if layer in held or layer in self._held else None
-            came, loaded, evicted, overwritten, merged, cleared = moved
-            balances.append(
-                Balance(
-                    layer,
-                    start,
-                    came,
-                    loaded,
-                    evicted,
-                    overwritten,
-                    merged,
-                    cleared,
-                    held.get(layer, None if start is None else 0),
-                )
-            )
-        return tuple(balances)
-
-    def _moves_of(self, layer: Hashable) -> list[int]:
-        ledger = self._ledger
-        if layer not in ledger.layout.layers:
-            return [0] * len(MOVES)
-        column = ledger.layout.column(layer)
-        if column >= ledger.moves.shape[1]:
-            return [0] * len(MOVES)
-        return [int(count) for count in ledger.moves[:, column]]
-
-    def _own_counts(self, model: nn.Module) -> dict[tuple[str, Hashable | None], float]:
-        return {(one.where, one.layer): one.value for one in self._counts_now(model)}
-
-    def _counts_now(self, model: nn.Module) -> list[OwnCount]:
-        self._unread = ""
         try:
-            return own_counts(model)
-        except Exception as error:  # a property of the model, which may not work yet
-            self._unread = f"the model's own counters: {type(error).__name__}: {error}"
-            return []
-
-    def _rises(self, model: nn.Module) -> Iterator[OwnCount]:
-        """What the model counted since the start; of gauges what they are."""
-        for one in self._counts_now(model):
-            before = self._counts.get((one.where, one.layer), 0.0)
-            rose = one.value if one.metric in _GAUGES else one.value - before
-            if rose >= 0:  # else it was set back
-                yield OwnCount(one.where, one.metric, one.layer, rose)
-
-    def _beside(
-        self, snapshot: Snapshot, rises: tuple[OwnCount, ...]
-    ) -> Iterator[tuple[OwnCount, float]]:
-        """The model's counts beside those that were counted here."""
-        for one in rises:
-            ours = snapshot.value(one.metric, layer=one.layer)  # type: ignore[arg-type]
-            if one.metric not in _GAUGES:
-                before = self._counted_at_start(one)
-                ours -= before if before == before else 0.0
-            if ours == ours:
-                yield one, ours
+            return read_entries(model, sample, automatic.watches(), automatic.named)
+        except Exception as error:  # a memory that is not what it looks like
+            return [], [f"entries: {type(error).__name__}: {error}"]
