@@ -167,13 +167,6 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         "batch_optimizations",
         "prefetch_hits",
     ),
-    *_statistics(
-        "comparison",
-        Store.SUM,
-        "loss_with_memory_sum",
-        "loss_without_memory_sum",
-        "memory_gain_sum",
-    ),
     *_statistics("waiting", Store.SUM, "waited_wall_seconds"),
     *_statistics("nonfinite", Store.COUNT, *NONFINITE.values()),
 )
@@ -624,31 +617,6 @@ _ALL_METRICS: Final[tuple[MetricInfo, ...]] = (
         unit="nats",
         polarity=Polarity.NEITHER,
     ),
-    *(
-        _ratio(
-            "model",
-            name,
-            f"{name}_sum",
-            f"#{name}_sum",
-            help_,
-            kind=Kind.MEAN,
-            unit="loss",
-            polarity=polarity,
-        )
-        for name, polarity, help_ in (
-            (
-                "loss_with_memory",
-                Polarity.LOWER,
-                "loss of the validation batches that were compared",
-            ),
-            ("loss_without_memory", Polarity.NEITHER, "loss of the same batches, the memory empty"),
-            (
-                "memory_gain",
-                Polarity.HIGHER,
-                "loss without memory - loss with it; over 0: it helps",
-            ),
-        )
-    ),
     # optimization
     _counter(
         "optimization",
@@ -891,6 +859,27 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         "of several ranks the slowest one's own seconds per step (waiting for data, forward, "
         "optimizer) / the ranks' median",
         Polarity.LOWER,
+    ),
+    _score(
+        "model",
+        "loss_with_memory",
+        "loss",
+        "mean loss of the batches that were compared; of several ranks rank 0's",
+        Polarity.LOWER,
+    ),
+    _score(
+        "model",
+        "loss_without_memory",
+        "loss",
+        "mean loss of the same batches, the memory empty",
+        Polarity.NEITHER,
+    ),
+    _score(
+        "model",
+        "memory_gain",
+        "loss",
+        "loss without memory - loss with it; over 0: it helps",
+        Polarity.HIGHER,
     ),
     _score("timing", "straggler_rank", "rank", "that rank", Polarity.NEITHER),
     _score(

@@ -446,7 +446,7 @@ class CMRPerformanceMonitor:
                 exchanged = self._ranks.exchange_stage(header, window, ledger.layout.layers)
                 ledger.share(self._ranks.exchange.layout)
         reading = self._finish(window, statistics, exchanged)
-        snapshot = self._snapshot(stage, reading, step, time, own={})
+        snapshot = self._snapshot(stage, reading, step, time, self._examiner.take_compared())
         self.snapshots[stage] = snapshot
         self._outlet.emit(snapshot, HealthReport(), ())
         self._keep(snapshot, ())
@@ -522,6 +522,7 @@ class CMRPerformanceMonitor:
         reading = self._finish(window, ledger.train, exchanged)
         time = closed.time if exchanged is None else exchanged.first.time
         own = self._own.read(self._counts(), reading, exchanged)
+        own.update(self._examiner.take_compared())
         snapshot = self._snapshot("train", reading, closed.step, time, own, exchanged)
         own.update(self.alerts.report.numbers())  # rules see the verdict before
         transitions = self.alerts.judge(snapshot, self.windows, muted=self._muted)

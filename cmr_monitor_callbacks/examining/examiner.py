@@ -29,7 +29,6 @@ from cmr_monitor_callbacks.entries import LayerEntries, OwnCount
 from cmr_monitor_callbacks.examining.beginning import EntryBooks, OwnCounters
 from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.history import RunHistory
-from cmr_monitor_callbacks.packed import ROW
 from cmr_monitor_callbacks.probes.declared import declared
 from cmr_monitor_callbacks.probes.entries import read_entries
 from cmr_monitor_callbacks.probes.listening import Listening
@@ -72,6 +71,7 @@ class Examiner:
         self._known_hooks: set[int] = set()
         self._at_end: tuple[tuple[Balance, ...], tuple[OwnCount, ...]] | None = None
         self._compared: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+        self._of_stage: list[tuple[float, float]] = []
         self._ghosts = Ghosts()
         self._reason = self._how = ""
 
@@ -156,7 +156,7 @@ class Examiner:
         return 0 if self._reason else self._config.compare_memory_every
 
     def compare(self, model: nn.Module, loss_of: LossOf, own: Any) -> tuple[float, float] | None:
-        """Take the loss of one batch with and without memory, and add both to the stage's numbers.
+        """Take the loss of one batch with and without memory, and add both to the stage's.
 
         Args:
             model: nothing of it is changed.
@@ -179,13 +179,16 @@ class Examiner:
             return None
         one, other, self._how = found
         self._compared.append((one, other))
-        for name, value in (
-            ("loss_with_memory", one),
-            ("loss_without_memory", other),
-            ("memory_gain", other - one),
-        ):
-            self._ledger.recorder.tally.extend((ROW[f"{name}_sum"], value))
+        self._of_stage.append((one, other))
         return one, other
+
+    def take_compared(self) -> dict[str, float]:
+        """Means of the losses compared since the last call, by metric; none were: empty."""
+        pairs, self._of_stage = self._of_stage, []
+        if not pairs:
+            return {}
+        one, other = (sum(losses) / len(pairs) for losses in zip(*pairs, strict=True))
+        return {"loss_with_memory": one, "loss_without_memory": other, "memory_gain": other - one}
 
     @contextmanager
     def measure_hooks(self, now: Callable[[], float]) -> Iterator[HookMeasurement]:

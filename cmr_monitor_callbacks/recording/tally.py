@@ -79,8 +79,6 @@ for _statistic, _least in (
     ("reconstruction_similarity_sum", -1.0),
 ):
     _LIMIT[ROW[_statistic]], _LEAST[ROW[_statistic]] = 1.0, _least
-for _statistic in ("loss_with_memory_sum", "loss_without_memory_sum", "memory_gain_sum"):
-    _LEAST[ROW[_statistic]] = -_LIMIT[ROW[_statistic]]
 _OWNER: Final = {s.name: s.component for s in STATISTICS}
 _COMPONENT: Final = np.array(
     [

@@ -81,6 +81,8 @@ def test_comparing_changes_no_bit_of_training_or_validation(tmp_path: Path) -> N
     header = next(rows).read_text().splitlines()[0].split(",")
     for name in ("loss_with_memory", "loss_without_memory", "memory_gain"):
         assert f"cmr_val_model/{name}" in header
+    series = callback.monitor.history.series("memory_gain", stage="val")
+    assert series.value.tolist()[-1] == pytest.approx(snapshot.value("memory_gain"))
     told = callback.monitor.run_diagnostics()
     assert told["reconstruction_analysis"]["memory_helps"]["batches"] == 6
     assert "entries left out" in told["reconstruction_analysis"]["memory_helps"]["how"]

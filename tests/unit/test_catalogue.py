@@ -37,7 +37,7 @@ TABLE = {
         avg_retrieval_time retrieval_time_p50 retrieval_time_p95 retrieval_time_p99
         retrieval_quality""",
     "model": """batch_size tokens sequence_length padding_share output_nonfinite_share
-        output_entropy loss_with_memory loss_without_memory memory_gain""",
+        output_entropy""",
     "optimization": "threshold_adjustments batch_optimizations prefetch_hits",
     "timing": """step_time data_wait avg_forward_time backward_time optimizer_time monitor_time
         total_forward_time avg_latency throughput tokens_per_second""",
