@@ -188,7 +188,7 @@ def test_every_metric_has_its_number() -> None:
             assert expected in found[series.name("layer")], info.name
     for info in OWN_METRICS:
         series = series_of(info)
-        stage = {"stage": "train"} if info.component == "timing" else {}
+        stage = {"stage": "train"} if info.component in ("timing", "model") else {}
         assert ({**stage, **series.labels}, snapshot.own[info.name]) in found[series.name()]
 
 
