@@ -638,8 +638,9 @@ class CMRPerformanceMonitor:
         >>> monitor.generate_report()["system_health"]
         'healthy'
         """
+        diagnostics = self.run_diagnostics() if self._examiner.has_model else None
         with self.history as history:
-            return report_of(history, time_range, now=self.clock.wall())
+            return report_of(history, time_range, now=self.clock.wall(), diagnostics=diagnostics)
 
     def run_diagnostics(self) -> dict[str, Any]:
         """Look at the whole: the model's memory, its hooks, what was counted and what it means.

@@ -75,6 +75,11 @@ class Examiner:
         self._ghosts = Ghosts()
         self._reason = self._how = ""
 
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a model to look at."""
+        return self._model() is not None
+
     # -- how it was -------------------------------------------------------------------------
 
     def begin_again(self, snapshot: Callable[[], Snapshot]) -> None:

@@ -23,11 +23,16 @@ SCHEMA: Final = 1
 """Version of the report's form, see ``report.schema.json``."""
 _POINTS: Final = 2000
 _STATUS: Final = {float(status.code): status.value for status in HealthStatus}
+_LOOKED: Final = ("step", "status", "findings", "not_available")
 _FIXED: Final = ("avg_latency", "throughput", "error_rate")
 
 
 def report_of(
-    history: RunHistory, time_range: Range = None, *, now: float | None = None
+    history: RunHistory,
+    time_range: Range = None,
+    *,
+    now: float | None = None,
+    diagnostics: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A report on a run.
 
@@ -35,19 +40,22 @@ def report_of(
         history: of the run.
         time_range: the stretch that is told of, such as ``"1h"`` before the newest window.
         now: time at which it is made, seconds since the Unix epoch; None: the newest window's.
+        diagnostics: what a look at the model gave, if somebody looked (`run_diagnostics`).
 
     Returns:
         ``timestamp``, ``system_health``, ``performance_metrics``, ``component_status``, and beside
         them ``schema``, ``run``, ``range``, ``health``, ``metrics``, ``layers``, ``ranks``,
-        ``trends``, ``bottleneck``, ``alerts``, ``errors``, ``marks`` and ``resources``. All numbers
-        are finite; None is no data. Counters are of the range, ratios and times the mean of its
-        windows.
+        ``trends``, ``bottleneck``, ``alerts``, ``errors``, ``marks``, ``resources`` and
+        ``diagnostics`` (None: nobody looked). All numbers are finite; None is no data. Counters are
+        of the range, ratios and times the mean of its windows.
 
     Raises:
         HistoryError: no window is in the range, or the store cannot be read.
         ValueError: the range cannot be read.
     """
-    return history.consistent(lambda: _report(history, time_range, now))
+    report = history.consistent(lambda: _report(history, time_range, now))
+    looked = None if diagnostics is None else {name: diagnostics[name] for name in _LOOKED}
+    return {**report, "diagnostics": looked}
 
 
 def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[str, Any]:
