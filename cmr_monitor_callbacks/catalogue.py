@@ -992,6 +992,27 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         "optimizer) / the ranks' median",
         Polarity.LOWER,
     ),
+    _score(
+        "model",
+        "loss_with_memory",
+        "loss",
+        "mean loss of the batches that were compared; of several ranks rank 0's",
+        Polarity.LOWER,
+    ),
+    _score(
+        "model",
+        "loss_without_memory",
+        "loss",
+        "mean loss of the same batches, the memory empty",
+        Polarity.NEITHER,
+    ),
+    _score(
+        "model",
+        "memory_gain",
+        "loss",
+        "loss without memory - loss with it; over 0: it helps",
+        Polarity.HIGHER,
+    ),
     _score("timing", "straggler_rank", "rank", "that rank", Polarity.NEITHER),
     _score(
         "timing",

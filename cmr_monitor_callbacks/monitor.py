@@ -10,7 +10,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,10 @@ from cmr_monitor_callbacks.distributed import (
     steps_between,
 )
 from cmr_monitor_callbacks.errors import CMRMonitorError, CriticalAlert, LayerError
+from cmr_monitor_callbacks.examining import Examiner
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.health import HealthReport, Transition
-from cmr_monitor_callbacks.history import Keeper, RunHistory
+from cmr_monitor_callbacks.history import HistoryError, Keeper, RunHistory
 from cmr_monitor_callbacks.locks import locked
 from cmr_monitor_callbacks.packed import Packed
 from cmr_monitor_callbacks.probes.listening import Listening
@@ -168,6 +169,7 @@ class CMRPerformanceMonitor:
             self.profiling_config, enabled, self._listening, self.guard, self._keeper.mark
         )
         """Makes profiles; a loop of one's own has it begin and end steps."""
+        self._examiner = Examiner(self.config.diagnostics, self._ledger, self._listening)
         self._live = self.config.enable_real_time
         self._held = 0
         self._ranks = RankSession(
@@ -202,7 +204,14 @@ class CMRPerformanceMonitor:
         Raises:
             LayerError: two layers would be shown under one name.
         """
-        return self._listening.attach(model, self)
+        found = self._listening.attach(model, self)
+        with self.guard("looking at the model for the diagnostics"):
+            self._examiner.attached(model, self.current_step, self._local_snapshot)
+        return found
+
+    def _begin_diagnostics(self) -> None:
+        with self.guard("looking at the model for the diagnostics"):
+            self._examiner.begin_again(self._local_snapshot)
 
     def refresh(self) -> None:
         """Before a step: notice objects of the model that were replaced since the last."""
@@ -238,6 +247,9 @@ class CMRPerformanceMonitor:
     def detach(self) -> None:
         """Stop listening and sampling; the model is as it was before."""
         self.profiler.interrupt("the model was let go")
+        self._listening.poll(begun=False)
+        with self.guard("looking at the model for the diagnostics"):
+            self._examiner.end()
         self._listening.detach()
         self.resources.stop()
 
@@ -367,6 +379,8 @@ class CMRPerformanceMonitor:
             if closed.ready:
                 self._publish()
         self._window_start, self._window_begin = start, self.current_step
+        with self.guard("looking at the memory's entries"):
+            self._examiner.look(self.windows)
         self._own.processing_time = self.clock.monotonic() - start
 
     @locked
@@ -394,9 +408,13 @@ class CMRPerformanceMonitor:
     @locked
     def _snapshot_now(self) -> Snapshot:
         self._listening.poll()
+        return self._local_snapshot()
+
+    def _local_snapshot(self) -> Snapshot:
         reading = self._ledger.peek()
         step, time = self.current_step, self.clock.wall()
-        return self._snapshot("train", reading, step, time, own=self.health.numbers())
+        own = {**self.health.numbers(), **self._counts()}
+        return self._snapshot("train", reading, step, time, own=own)
 
     @locked
     def flush(self) -> None:
@@ -433,6 +451,8 @@ class CMRPerformanceMonitor:
         if self._ranks.exchange is not None:
             self._publish()
         self._listening.poll(begun=False)
+        if stage != "train":
+            self._examiner.leave_training()
         self.mute({"sanity": "sanity_check", "val": "validation"}.get(stage, stage))
         self._ledger.enter(stage)
 
@@ -452,8 +472,10 @@ class CMRPerformanceMonitor:
         self._listening.poll()
         closed = ledger.close(step, self.clock.wall())
         ledger.enter("train")
+        self._examiner.back_in_training()
         if stage == "sanity":
             self._listening.automatic.begin_anew()
+            self._examiner.begin_books()
             return
         window, time = ledger.settle(closed, statistics), closed.time
         exchanged = None
@@ -463,7 +485,7 @@ class CMRPerformanceMonitor:
                 exchanged = self._ranks.exchange_stage(header, window, ledger.layout.layers)
                 ledger.share(self._ranks.exchange.layout)
         reading = self._finish(window, statistics, exchanged)
-        snapshot = self._snapshot(stage, reading, step, time, own={})
+        snapshot = self._snapshot(stage, reading, step, time, self._examiner.take_compared())
         self.snapshots[stage] = snapshot
         self._outlet.emit(snapshot, HealthReport(), ())
         self._keep(snapshot, ())
@@ -542,6 +564,7 @@ class CMRPerformanceMonitor:
         reading = self._finish(window, ledger.train, exchanged)
         time = closed.time if exchanged is None else exchanged.first.time
         own = self._own.read(self._counts(), reading, exchanged)
+        own.update(self._examiner.take_compared())
         snapshot = self._snapshot("train", reading, closed.step, time, own, exchanged)
         own.update(self.alerts.report.numbers())  # rules see the verdict before
         transitions = self.alerts.judge(snapshot, self.windows, muted=self._muted)
@@ -667,8 +690,60 @@ class CMRPerformanceMonitor:
         >>> monitor.generate_report()["system_health"]
         'healthy'
         """
+        diagnostics = self.run_diagnostics() if self._examiner.has_model else None
         with self.history as history:
-            return report_of(history, time_range, now=self.clock.wall())
+            return report_of(history, time_range, now=self.clock.wall(), diagnostics=diagnostics)
+
+    def run_diagnostics(self) -> dict[str, Any]:
+        """Look at the whole: the model's memory, its hooks, what was counted and what it means.
+
+        It costs what copying a sample of the entries from their device costs; nothing of the model
+        is changed, no random number is drawn. Several ranks may each call it: it runs no
+        collective, and looks at what this process holds.
+
+        Returns:
+            ``component_health``, ``hook_analysis``, ``memory_analysis`` and more such parts, each
+            with ``status`` and ``findings``; all ``findings``, the worst first; and
+            ``not_available``, what could not be looked at and why. JSON can hold it. See
+            docs/diagnostics.md.
+
+        >>> monitor = CMRPerformanceMonitor(model=nn.Linear(2, 2))
+        >>> [finding["name"] for finding in monitor.run_diagnostics()["findings"]]
+        ['no_memory_found']
+        >>> monitor.detach()
+        """
+        snapshot = self._snapshot_now()
+        try:
+            history: RunHistory | None = self._keeper.read()
+        except HistoryError:
+            history = None
+        with history or nullcontext():
+            return self._examiner.examine(snapshot, history, self.health, self.config.layers)
+
+    def measure_hooks(self) -> AbstractContextManager[Any]:
+        """Time the model's hooks while it is called inside; `run_diagnostics` then shows it."""
+        return self._examiner.measure_hooks(self.clock.monotonic)
+
+    def compare_memory(
+        self, model: nn.Module, loss_of: Callable[[Any], float]
+    ) -> tuple[float, float] | None:
+        """Take the loss of a batch with the memory and without it, on copies of the model.
+
+        Args:
+            model: nothing of it is changed: no buffer, counter, mode, gradient or random state.
+            loss_of: gives the loss of the model that it is given, on the same batch each time.
+
+        Returns:
+            the loss with memory and without, which are logged as ``loss_with_memory`` and
+            ``loss_without_memory`` of the stage; None where the memory is empty, or where the model
+            cannot be compared: then `run_diagnostics` says why.
+        """
+        return self._examiner.compare(model, loss_of, self)
+
+    @property
+    def compares_memory_every(self) -> int:
+        """Every how many validation batches `compare_memory` is due; 0: never."""
+        return self._examiner.compares_every
 
     def mark(self, label: str) -> None:
         """Keep a note at this step: it is shown in reports.
@@ -979,6 +1054,7 @@ class CMRPerformanceMonitor:
     def reset_metrics(self) -> None:
         """Forget every number and alert; probes stay attached."""
         self._ledger.clear()
+        self._examiner.forget()
         self.alerts.clear()
         self._keeper.forget()
         self.resources.forget()
@@ -998,6 +1074,7 @@ class CMRPerformanceMonitor:
         self._last_end = None
         self._window_start = self.clock.monotonic()
         self._outlet.forget()
+        self._begin_diagnostics()
 
     def start_over(self) -> None:
         """Forget every number, alert and layer, as for another model; let go of this one first."""
@@ -1055,6 +1132,7 @@ class CMRPerformanceMonitor:
                 state["step"],
             )
         self._outlet.restore(state["shown"])
+        self._begin_diagnostics()
         if self.windows:
             self.snapshot = self._snapshot_now()
 

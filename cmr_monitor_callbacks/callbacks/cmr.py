@@ -32,6 +32,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
 )
 from cmr_monitor_callbacks.callbacks.metrics_sink import CallbackMetricsSink
 from cmr_monitor_callbacks.callbacks.stall import StallWatch
+from cmr_monitor_callbacks.callbacks.validation import validation_loss
 from cmr_monitor_callbacks.callbacks.weights import weights_are_finite
 from cmr_monitor_callbacks.config import (
     AlertConfig,
@@ -502,8 +503,21 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Record the batch."""
+        """Record the batch; every so many of validation, compare with and without memory."""
         self._evaluation_batch_end(batch)
+        every = self.monitor.compares_memory_every
+        if every:
+            self._compare_memory(pl_module, batch, args, kwargs, every)
+
+    @_guarded
+    def _compare_memory(
+        self, module: LightningModule, batch: Any, args: Any, kwargs: Any, every: int
+    ) -> None:
+        batch_idx = args[0] if args else kwargs["batch_idx"]
+        if self.monitor.stage == "val" and batch_idx % every == 0:
+            loader = args[1] if len(args) > 1 else kwargs.get("dataloader_idx", 0)
+            self.monitor.compare_memory(module, partial(validation_loss, batch, batch_idx, loader))
+            self._other_timer.resume(self._now())
 
     # the other stages' batches are timed alike
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start

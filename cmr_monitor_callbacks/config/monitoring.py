@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cmr_monitor_callbacks.catalogue import COMPONENTS, METRICS, OWN_METRICS
+from cmr_monitor_callbacks.config.diagnostics import DiagnosticsConfig
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.prometheus import PrometheusConfig
 from cmr_monitor_callbacks.errors import nearest
@@ -70,6 +71,8 @@ class MonitoringConfig(Settings):
     """Globs: metrics that are logged for each layer; null: the catalogue's eight."""
     whole_metrics: tuple[str, ...] | None = None
     """Globs: metrics that are logged for the model as a whole; null: the catalogue's choice."""
+    diagnostics: DiagnosticsConfig = Field(default_factory=DiagnosticsConfig)
+    """What the diagnostics look at, and what is measured for them."""
     on_monitor_error: Literal["log", "raise"] = "log"
     """What the monitor's own failure does: counted and logged once, or raised."""
 

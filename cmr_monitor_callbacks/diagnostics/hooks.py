@@ -57,26 +57,28 @@ class HookMeasurement:
         calls: by module, kind and id, how often each ran.
         seconds: likewise, seconds in all.
         changed: hooks that gave back something, and so replaced what they were given.
+        wall_seconds: that were measured in all.
     """
 
     calls: dict[tuple[str, str, int], int] = field(default_factory=dict)
     seconds: dict[tuple[str, str, int], float] = field(default_factory=dict)
     changed: set[tuple[str, str, int]] = field(default_factory=set)
+    wall_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something that a person should look at.
+class HookConflict:
+    """Hooks of one module that get in each other's way, or never run.
 
     Attributes:
-        severity: ``warning`` or ``error``.
-        where: path of the module.
-        text: what is wrong, and what to do.
+        kind: ``capture_twice`` or ``after_compile``.
+        module: path of the module.
+        functions: their names.
     """
 
-    severity: str
-    where: str
-    text: str
+    kind: str
+    module: str
+    functions: tuple[str, ...]
 
 
 def list_hooks(model: nn.Module) -> list[HookInfo]:
@@ -97,7 +99,7 @@ def list_hooks(model: nn.Module) -> list[HookInfo]:
 
 def hook_conflicts(
     model: nn.Module, known: Collection[int] = (), *, since_compiled: bool = False
-) -> list[Finding]:
+) -> list[HookConflict]:
     """Hooks that get in each other's way, or that never run.
 
     Args:
@@ -105,34 +107,18 @@ def hook_conflicts(
         known: ids of hooks that were there before the model was compiled.
         since_compiled: whether ``known`` says which those are.
     """
-    findings: list[Finding] = []
+    found: list[HookConflict] = []
     modules = dict(model.named_modules())
     hooks = [hook for hook in list_hooks(model) if not hook.ours]
     for path in dict.fromkeys(hook.module for hook in hooks):
         here = [hook for hook in hooks if hook.module == path]
-        capturing = [hook for hook in here if hook.captures and hook.kind == "forward"]
+        capturing = [hook.function for hook in here if hook.captures and hook.kind == "forward"]
         if len(capturing) > 1:
-            names = ", ".join(hook.function for hook in capturing)
-            findings.append(
-                Finding(
-                    "warning",
-                    path,
-                    f"{len(capturing)} hooks of {path or 'the model'} capture states ({names}): "
-                    "each state is captured as often; keep one",
-                )
-            )
-        late = [hook for hook in here if since_compiled and hook.id not in known]
+            found.append(HookConflict("capture_twice", path, tuple(capturing)))
+        late = [hook.function for hook in here if since_compiled and hook.id not in known]
         if late and getattr(modules[path], "_compiled_call_impl", None) is not None:
-            names = ", ".join(hook.function for hook in late)
-            findings.append(
-                Finding(
-                    "error",
-                    path,
-                    f"hooks of {path or 'the model'} were registered after it was compiled "
-                    f"({names}): they never run; register them before the first call",
-                )
-            )
-    return findings
+            found.append(HookConflict("after_compile", path, tuple(late)))
+    return found
 
 
 @contextmanager
@@ -164,9 +150,11 @@ def measure_hooks(
                 stand_in = _timed(function, (path, kind, number), measurement, now)
                 replaced.append((registry, number, function, stand_in))
                 registry[number] = stand_in
+    start = now()
     try:
         yield measurement
     finally:
+        measurement.wall_seconds = now() - start
         for registry, number, function, stand_in in replaced:
             if registry.get(number) is stand_in:  # else it was removed meanwhile
                 registry[number] = function

@@ -130,7 +130,7 @@ class AutomaticAttachment:
 
     def _add(self, part: Part, watches: list[Watch]) -> None:
         for watch in watches:
-            layer = self._named(part.path)
+            layer = self.named(part.path)
             if layer is not None and hasattr(watch, "layer"):
                 watch.layer = layer
             self._install(watch)
@@ -140,7 +140,8 @@ class AutomaticAttachment:
         self._links += part.links
         self.changed = True
 
-    def _named(self, path: str) -> Hashable | None:
+    def named(self, path: str) -> Hashable | None:
+        """The layer that the settings give to what is at a path."""
         return next(
             (name for glob, name in self._config.layer_names.items() if matches(glob, path)), None
         )
@@ -228,17 +229,18 @@ class AutomaticAttachment:
         return bool(watches)
 
     def _rename(self, watch: Any, path: str) -> None:
-        if self._named(path) is None and watch.layer == watch.path:
+        if self.named(path) is None and watch.layer == watch.path:
             watch.path = watch.layer = path
         self.changed = True
 
     # -- while it runs ----------------------------------------------------------------------
 
-    def _watches(self) -> list[Watch]:
+    def watches(self) -> list[Watch]:
+        """Every watch."""
         return [*(w for _, some in self._watched.values() for w in some), *self._extra]
 
     def _sources(self) -> list[Watch]:
-        return [*([] if self._reading is None else [self._reading]), *self._watches()]
+        return [*([] if self._reading is None else [self._reading]), *self.watches()]
 
     def refresh(self) -> None:
         """Notice objects that were replaced; a few identity tests, cheap enough for every step."""
@@ -280,7 +282,7 @@ class AutomaticAttachment:
         blind = report.distrust_what_is_compiled()
         for key in [k for k, (_, some) in self._watched.items() if not some[0].alive]:
             del self._watched[key]
-        for watch in self._watches():
+        for watch in self.watches():
             self._poll(watch)
         if "buffer" in report.kinds:
             self._books.balance(self._accounts(), blind=blind)
@@ -316,7 +318,7 @@ class AutomaticAttachment:
         if on is self._samples:
             return
         self._samples = on
-        for watch in self._watches():
+        for watch in self.watches():
             if isinstance(watch, (ReconstructionWatch, PassageWatch)):
                 watch.sample(on)
 
@@ -364,7 +366,7 @@ class AutomaticAttachment:
 
     def describe(self) -> str:
         """What was found, what each number comes from, and what cannot be known; '' if nothing."""
-        watches = self._watches()
+        watches = self.watches()
         lines = [f"  {name}: {text}" for name, text in sorted(self.sources().items())]
         unknown = [f"  not known: {w.path}: {text}" for w in watches for text in w.unknown]
         if lines and self._model is not None and _is_compiled(self._model):

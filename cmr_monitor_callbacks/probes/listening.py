@@ -96,6 +96,11 @@ class Listening:
             self.automatic.attach(model, own_monitor)
         self._watching = bool(self.automatic)
         self._find_sources()
+        return self.found
+
+    @property
+    def found(self) -> int:
+        """Probes and objects of the model that are listened to."""
         return len(self._probes) + len(self.automatic)
 
     def detach(self) -> None:

@@ -265,6 +265,11 @@ class DeviceCells:
                 for i, (kind, _) in enumerate(rows)
             ]
 
+    @property
+    def in_use(self) -> bool:
+        """Whether any number was counted on a device."""
+        return any(block.used.up for block in self._blocks)
+
     def set_gate(self, is_open: bool) -> None:
         """Let compiled code count (forward) or not (backward: a recompute)."""
         for gate in self._gates.values():

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,13 @@ from cmr_monitor_callbacks.recording.recorder import InvalidSample, Recorder
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
 
 _WATCHED = [ROW["error_count"], ROW["nonfinite_count"]]
-_CAME = [ROW[name] for name in ("states_stored", "states_loaded")]
-_WENT = [
-    ROW[name]
-    for name in ("eviction_count", "states_overwritten", "states_merged", "states_cleared")
-]
+MOVES: Final = (
+    *("states_stored", "states_loaded"),
+    *("eviction_count", "states_overwritten", "states_merged", "states_cleared"),
+)
+"""Counters of entries that come into a buffer (the first two) and leave it."""
+_CAME = [ROW[name] for name in MOVES[:2]]
+_WENT = [ROW[name] for name in MOVES[2:]]
 OnInvalid = Callable[[InvalidSample], None]
 
 
@@ -85,9 +87,9 @@ class Ledger:
         self.clear()
 
     def _watch_nothing(self) -> None:
-        self.came = np.zeros(self.layout.width)
-        """By column: entries that came less those that went, as far as the host was told; those of
-        a sanity check, which is thrown away, left out."""
+        self.moves = np.zeros((len(MOVES), self.layout.width))
+        """By kind (`MOVES`) and column: entries that came and went, as far as the host was told;
+        those of a sanity check, which is thrown away, left out."""
         self.entered: set[int] = set()
         """Columns of layers into which anything came."""
         self.keeps_books = False
@@ -192,10 +194,17 @@ class Ledger:
 
     def _keep_books(self, packed: Packed) -> None:
         if self.stage != "sanity":
-            came = packed.values[_CAME].sum(axis=0) - packed.values[_WENT].sum(axis=0)
-            came[: len(self.came)] += self.came
-            self.came = came
+            moves = packed.values[_CAME + _WENT]
+            moves[:, : self.moves.shape[1]] += self.moves
+            self.moves = moves
         self.entered.update(np.flatnonzero(packed.values[_CAME].any(axis=0)).tolist())
+
+    @property
+    def came(self) -> NDArray[np.float64]:
+        """By column: entries that came less those that went."""
+        came: NDArray[np.float64] = self.moves[: len(_CAME)].sum(axis=0)
+        came -= self.moves[len(_CAME) :].sum(axis=0)
+        return came
 
     @locked
     def close(self, step: int, time: float) -> ClosedWindow:

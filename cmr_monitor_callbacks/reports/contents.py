@@ -30,11 +30,16 @@ SCHEMA: Final = 1
 """Version of the report's form, see ``report.schema.json``."""
 _POINTS: Final = 2000
 _STATUS: Final = {float(status.code): status.value for status in HealthStatus}
+_LOOKED: Final = ("step", "status", "findings", "not_available")
 _FIXED: Final = ("avg_latency", "throughput", "error_rate")
 
 
 def report_of(
-    history: RunHistory, time_range: Range = None, *, now: float | None = None
+    history: RunHistory,
+    time_range: Range = None,
+    *,
+    now: float | None = None,
+    diagnostics: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A report on a run.
 
@@ -42,14 +47,15 @@ def report_of(
         history: of the run.
         time_range: the stretch that is told of, such as ``"1h"`` before the newest window.
         now: time at which it is made, seconds since the Unix epoch; None: the newest window's.
+        diagnostics: what a look at the model gave, if somebody looked (`run_diagnostics`).
 
     Returns:
         ``timestamp``, ``system_health``, ``performance_metrics``, ``component_status``, and beside
         them ``schema``, ``run``, ``range``, ``health``, ``metrics``, ``layers``, ``ranks``,
-        ``trends``, ``bottleneck``, ``alerts``, ``errors``, ``marks`` and ``resources``, as
-        ``docs/reports.md`` says. All numbers are finite; None is no data. Counters are of the
-        range, ratios and times the mean of its windows. Where the range has no window ``range``
-        says so, and nothing is known but what happened.
+        ``trends``, ``bottleneck``, ``alerts``, ``errors``, ``marks``, ``resources`` and
+        ``diagnostics`` (None: nobody looked), as ``docs/reports.md`` says. All numbers are finite;
+        None is no data. Counters are of the range, ratios and times the mean of its windows. Where
+        the range has no window ``range`` says so, and nothing is known but what happened.
 
     Raises:
         HistoryError: the store cannot be read.
@@ -61,7 +67,9 @@ def report_of(
     >>> report_of(history)["component_status"]["memory_buffer"]
     'unknown'
     """
-    return history.consistent(lambda: _report(history, time_range, now))
+    report = history.consistent(lambda: _report(history, time_range, now))
+    looked = None if diagnostics is None else {name: diagnostics[name] for name in _LOOKED}
+    return {**report, "diagnostics": looked}
 
 
 def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[str, Any]:

@@ -57,11 +57,27 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     lines += _resources(report)
     lines += _alerts(report)
     lines += _errors(report)
+    lines += _diagnostics(report)
     if report["marks"]:
         lines += ["## Marks", ""]
         lines += [f"- step {mark['step']}: {_plain(mark['label'])}" for mark in report["marks"]]
         lines.append("")
     return "\n".join(lines)
+
+
+def _diagnostics(report: Mapping[str, Any]) -> list[str]:
+    found = report["diagnostics"]
+    if found is None:
+        return []
+    lines = [f"## Diagnostics at step {found['step']}: {found['status']}", ""]
+    for one in found["findings"]:
+        layer = "" if one["layer"] is None else f", layer {_plain(str(one['layer']))}"
+        lines.append(
+            f"- **{one['severity']}** `{one['name']}`{layer}: {_plain(one['sentence'])}. "
+            f"{_plain(one['advice'])}"
+        )
+    lines += [f"- not looked at: {_plain(text)}" for text in found["not_available"]]
+    return [*lines, ""]
 
 
 def _health(report: Mapping[str, Any]) -> list[str]:

@@ -76,9 +76,9 @@ def test_the_monitors_own_hooks_are_told_apart() -> None:
 def test_two_hooks_that_capture_on_one_module_are_found() -> None:
     model = Capturing()
     assert [h.captures for h in list_hooks(model)] == [True, True, True]
-    (finding,) = hook_conflicts(model)
-    assert (finding.severity, finding.where) == ("warning", "block")
-    assert "2 hooks of block capture states" in finding.text
+    (conflict,) = hook_conflicts(model)
+    assert (conflict.kind, conflict.module) == ("capture_twice", "block")
+    assert len(conflict.functions) == 2
 
 
 def test_a_hook_registered_after_compiling_is_found() -> None:
@@ -89,9 +89,8 @@ def test_a_hook_registered_after_compiling_is_found() -> None:
     assert hook_conflicts(model, known, since_compiled=True) == []
     for layer in model:
         layer.register_forward_hook(lambda module, args, out: None)
-    (finding,) = hook_conflicts(model, known, since_compiled=True)
-    assert (finding.severity, finding.where) == ("error", "0")
-    assert "never run" in finding.text
+    (conflict,) = hook_conflicts(model, known, since_compiled=True)
+    assert (conflict.kind, conflict.module) == ("after_compile", "0")
 
 
 def test_what_each_costs_and_changes_is_measured_and_put_back() -> None:

@@ -195,7 +195,7 @@ def test_every_metric_has_its_number() -> None:
             assert expected in found[series.name("layer")], info.name
     for info in OWN_METRICS:
         series = series_of(info)
-        stage = {"stage": "train"} if info.component == "timing" else {}
+        stage = {"stage": "train"} if info.component in ("model", "timing") else {}
         value = snapshot.own[info.name] * {"MiB": 2.0**20, "%": 0.01, "MHz": 1e6}.get(info.unit, 1)
         assert ({**stage, **series.labels}, value) in found[series.name()]
 

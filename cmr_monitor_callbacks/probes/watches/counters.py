@@ -19,7 +19,7 @@ from cmr_monitor_callbacks.probes.watches.base import (
     Ways,
 )
 
-_KEYS: Final[dict[str, tuple[str, int]]] = {
+MEANT: Final[dict[str, tuple[str, int]]] = {
     # only what is counted in a known unit: ``total_captures`` is calls in one model, states in
     # another
     "states_captured_per_layer": ("capture", CAPTURED),
@@ -67,10 +67,10 @@ class CounterWatch(BaseWatch):
         """Take the counters' present values as their start."""
         self._report: Report = ways.report
         for name, counters in self._read().items():
-            for key, (kind, place) in _KEYS.items():
+            for key, (kind, place) in MEANT.items():
                 if key in counters and kind not in self._without and self._watched(kind):
                     self._last.update(
-                        ((key, layer), value) for layer, value in _numbers(counters[key])
+                        ((key, layer), value) for layer, value in numbers_of(counters[key])
                     )
                     of = f"{name}.{key}" if name else key
                     self.source("", "polled", of, f"#{place}")
@@ -90,9 +90,9 @@ class CounterWatch(BaseWatch):
         for counters in self._read().values():
             found = [
                 (key, layer, value, place)
-                for key, (kind, place) in _KEYS.items()
+                for key, (kind, place) in MEANT.items()
                 if key in counters and kind not in self._without and self._watched(kind)
-                for layer, value in _numbers(counters[key])
+                for layer, value in numbers_of(counters[key])
             ]
             # where one was set back, those beside it were too
             anew = any(value < self._last.get((key, layer), 0) for key, layer, value, _ in found)
@@ -114,7 +114,7 @@ def counts_moves(value: Any) -> bool:
     return any(
         kind == "moves" and place == STORED and key in counters
         for counters in dictionaries(value).values()
-        for key, (kind, place) in _KEYS.items()
+        for key, (kind, place) in MEANT.items()
     )
 
 
@@ -125,7 +125,7 @@ def kind_of(key: str) -> str:
     )
 
 
-def _numbers(value: Any) -> list[tuple[Any, float]]:
+def numbers_of(value: Any) -> list[tuple[Any, float]]:
     """A counter's values by layer; of the whole, where it is one number."""
     if isinstance(value, Mapping):
         return [(layer, x) for layer, x in list(value.items()) if _is_count(x)]

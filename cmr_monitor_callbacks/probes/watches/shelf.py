@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -85,6 +85,31 @@ class Shelf:
         entries = held.values() if isinstance(held, Mapping) else held
         return dict(Counter(held_layer(entry) for entry in list(entries)))
 
+    def entries(self) -> dict[Any, Sequence[Any]]:
+        """The entries themselves, by layer; the lists are copies."""
+        held = attributes(self._owner()).get(self.name)
+        if held is None:
+            return {}
+        if isinstance(held, torch.Tensor):
+            return {self._layer(): list(held)}
+        if self.by_layer:
+            pairs = held.items() if isinstance(held, Mapping) else enumerate(held)
+            return {layer: _listed(entries) for layer, entries in list(pairs)}
+        found: dict[Any, list[Any]] = {}
+        for entry in _listed(held):
+            layer = held_layer(entry)
+            found.setdefault(self._layer() if layer is UNKNOWN else layer, []).append(entry)
+        return dict(found)
+
+    def empty(self) -> None:
+        """Drop every entry, past the buffer's methods; for a copy that nobody trains."""
+        held = attributes(self._owner()).get(self.name)
+        if self.by_layer and held:
+            for entries in held.values() if isinstance(held, Mapping) else held:
+                entries.clear()
+        elif isinstance(held, (list, deque, dict)):
+            held.clear()
+
     def _container(self, layer: Any) -> Any:
         held = attributes(self._owner()).get(self.name)
         if not self.by_layer:
@@ -155,6 +180,10 @@ class Shelf:
         if not self.by_layer:
             total = total if not isinstance(held, deque) or total is not None else held.maxlen
         return each, total
+
+
+def _listed(entries: Any) -> list[Any]:
+    return list(entries.values() if isinstance(entries, Mapping) else entries)
 
 
 def find_shelf(
