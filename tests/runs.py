@@ -117,7 +117,7 @@ def spoil(folder: Path, kind: str) -> Path:
 
 
 BROKEN = {
-    "missing": "there is no run at",
+    "missing": "there is no history at",
     "empty": "is empty: the run has ended no window yet",
     "text": "file is not a database",
     "foreign": "is a database, but not a history of this monitor",

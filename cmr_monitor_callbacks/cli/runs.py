@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,11 @@ from cmr_monitor_callbacks.cli.terminal import complain
 from cmr_monitor_callbacks.config.spans import parse_duration
 from cmr_monitor_callbacks.errors import CMRMonitorError
 from cmr_monitor_callbacks.history import HistoryError, RunHistory
-from cmr_monitor_callbacks.history.reading import FILE
+from cmr_monitor_callbacks.history.files import find_store
 
 TROUBLE: Final = 2
 """Exit code where there is no answer: no such run, a store that cannot be used, a wrong argument.
 As with diff and grep, 1 is an answer."""
-_SKIPPED: Final = {".git", ".venv", "node_modules", "__pycache__", "site-packages"}
 _WHERE: Final = "A run's log folder, a folder above it (its newest run), or a history file"
 Run = Annotated[
     Path | None,
@@ -50,35 +48,6 @@ Session = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON, for programs, instead of text.")]
 
 
-def stores_under(folder: Path) -> list[Path]:
-    """Every store under a folder, the one written last first.
-
-    Raises:
-        OSError: there is none, and a folder cannot be looked into.
-    """
-    found: list[tuple[float, Path]] = []
-    refused: list[OSError] = []
-    for at, folders, files in os.walk(folder, onerror=refused.append):
-        folders[:] = [name for name in folders if name not in _SKIPPED]
-        if FILE in files:
-            path = Path(at) / FILE
-            found.append((written(path), path))
-    if refused and not found:
-        raise refused[0]
-    return [path for _, path in sorted(found, key=lambda item: (-item[0], item[1]))]
-
-
-def written(path: Path) -> float:
-    """When a store was last written, seconds since the Unix epoch."""
-    times = [0.0]
-    for file in (path, path.with_name(f"{path.name}-wal")):
-        try:
-            times.append(file.stat().st_mtime)
-        except OSError:  # gone since, or there is no log
-            continue
-    return max(times)
-
-
 def find_run(run: Path | None) -> Path:
     """The store that is meant.
 
@@ -86,22 +55,7 @@ def find_run(run: Path | None) -> Path:
         HistoryError: there is none; the message says where it was looked for.
         OSError: the folder cannot be looked into.
     """
-    folder = Path() if run is None else run
-    try:
-        folder.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise HistoryError(f"there is no run at {str(folder)!r}") from None
-    if not folder.is_dir():
-        return folder
-    if (folder / FILE).is_file():
-        return folder / FILE
-    found = stores_under(folder)
-    if not found:
-        raise HistoryError(
-            f"there is no {FILE} in or under {str(folder.resolve())!r}: name a run's log folder "
-            "(runs without a logger, and those with history.enabled: false, keep none)"
-        )
-    return found[0]
+    return find_store(Path() if run is None else run)
 
 
 @contextmanager

@@ -13,11 +13,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from cmr_monitor_callbacks.cli.runs import Json, find_run, stores_under, told
+from cmr_monitor_callbacks.cli.runs import Json, find_run, told
 from cmr_monitor_callbacks.cli.sparklines import left_out
 from cmr_monitor_callbacks.cli.terminal import output, say_json
 from cmr_monitor_callbacks.errors import CMRMonitorError
 from cmr_monitor_callbacks.history import RunHistory
+from cmr_monitor_callbacks.history.files import stores_under
 from cmr_monitor_callbacks.reports import report_of
 from cmr_monitor_callbacks.reports.numbers import shown
 

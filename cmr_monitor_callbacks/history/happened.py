@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cmr_monitor_callbacks.history.columns import layer_from
 from cmr_monitor_callbacks.history.opened import OpenHistory
 from cmr_monitor_callbacks.history.ranges import Range
+from cmr_monitor_callbacks.history.schema import HistoryError
 
 
 class Happened(OpenHistory):
@@ -75,14 +77,14 @@ class Happened(OpenHistory):
         Returns:
             for each kind ``origin``, ``component``, ``layer``, ``rank``, ``type``, ``message`` (of
             the first), ``traceback``, ``count``, ``first_step``, ``last_step``, ``first_time``,
-            ``last_time``, and ``over_time``: pairs of step and count, of the newest.
+            ``last_time``, and ``over_time``: pairs of step and count, of the newest. A rank's file
+            that cannot be read is an error of its own.
         """
         low, high = self.bounds(time_range)
         found = self._error_kinds(low, high)
         if self.path is not None:
             for other in sorted(self.path.parent.glob(f"{self.path.stem}.rank_*.sqlite")):
-                with Happened(other) as store:
-                    found += store._error_kinds(low, high)
+                found += _errors_of(other, low, high)
         return sorted(found, key=lambda row: (row["first_time"], row["rank"]))
 
     def _error_kinds(self, low: float, high: float) -> list[dict[str, Any]]:
@@ -107,3 +109,29 @@ class Happened(OpenHistory):
             error["over_time"] = times.get(error.pop("id"), [])
             out.append(error)
         return out
+
+
+def _errors_of(path: Path, low: float, high: float) -> list[dict[str, Any]]:
+    """Errors that another rank kept."""
+    try:
+        with Happened(path) as store:
+            return store._error_kinds(low, high)
+    except HistoryError as error:
+        rank, time = path.stem.rpartition("_")[2], path.stat().st_mtime
+        return [
+            {
+                "origin": "monitor",
+                "component": "monitor",
+                "layer": None,
+                "rank": int(rank) if rank.isdigit() else 0,
+                "type": "HistoryError",
+                "message": str(error),
+                "traceback": "",
+                "count": 1,
+                "first_step": -1,
+                "last_step": -1,
+                "first_time": time,
+                "last_time": time,
+                "over_time": [],
+            }
+        ]

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
+from cmr_monitor_callbacks.history.files import find_store
 from cmr_monitor_callbacks.history.ranges import Range, seconds_of, two_times
 from cmr_monitor_callbacks.history.schema import HistoryError, open_to_read, unreadable
 from cmr_monitor_callbacks.history.sessions import is_alive
@@ -20,14 +21,14 @@ from cmr_monitor_callbacks.history.store import HistoryStore
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="OpenHistory")
-FILE: Final = "history.sqlite"
 
 
 class OpenHistory:
     """A store, or one session of it, that is read.
 
     Args:
-        path: of the store, or the folder that it lies in; or a store that is open.
+        path: of the store, the folder that it lies in, or one above it (its newest run); or a
+            store that is open.
         session: number of the only session that is read; None: all of them, as one run.
 
     Raises:
@@ -141,17 +142,6 @@ class OpenHistory:
         sessions = self.sessions()
         found: dict[str, Any] = sessions[-1]["config"] if sessions else {}
         return found
-
-
-def find_store(path: Path) -> Path:
-    """The store that a path names: itself, or the one in that folder.
-
-    Raises:
-        HistoryError: there is none.
-    """
-    if path.is_dir():
-        return path / FILE
-    return path
 
 
 def _session(row: Sequence[Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from cmr_monitor_callbacks.config.history import BLOCK
 from cmr_monitor_callbacks.history.choosing import choose
 from cmr_monitor_callbacks.history.columns import Array, SeriesKey, layer_from
 from cmr_monitor_callbacks.history.happened import Happened
-from cmr_monitor_callbacks.history.opened import FILE, find_store
 from cmr_monitor_callbacks.history.ranges import Range
 from cmr_monitor_callbacks.history.schema import HistoryError
 from cmr_monitor_callbacks.history.series import (
@@ -27,7 +26,7 @@ from cmr_monitor_callbacks.history.series import (
 from cmr_monitor_callbacks.history.stretches import LAST, Stretch
 from cmr_monitor_callbacks.layers import LayerId, layer_id, layer_order
 
-__all__ = ["FILE", "Range", "RunHistory", "find_store"]
+__all__ = ["Range", "RunHistory"]
 T = TypeVar("T")
 
 
@@ -37,7 +36,8 @@ class RunHistory(Happened):
     Sessions of one run (it was resumed) make one line: where they overlap, the later one counts.
 
     Args:
-        path: of the store, or the folder that it lies in; or a store that is open.
+        path: of the store, the folder that it lies in, or one above it (its newest run); or a
+            store that is open.
         session: number of the only session that is read; None: all of them, as one run.
 
     Raises:

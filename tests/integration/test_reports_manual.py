@@ -75,7 +75,7 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         (["report", "RUN", "--range", "soon"], "--range must be a length of time such as 90s"),
         (["report", "RUN", "--format", "pdf"], "got 'pdf'"),
-        (["report", "nowhere"], "there is no run at 'nowhere'"),
+        (["report", "nowhere"], "there is no history at 'nowhere'"),
         (["export", "RUN", "--format", "xlsx"], "--format must be one of them, got 'xlsx'"),
     ],
 )

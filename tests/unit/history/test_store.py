@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sqlite3
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cmr_monitor_callbacks.failures import ErrorRecord
 from cmr_monitor_callbacks.health import Phase
 from cmr_monitor_callbacks.history import requests, schema
 from cmr_monitor_callbacks.history.retention import prune
+from cmr_monitor_callbacks.reports import report_of
 from tests.histories import START, end, snapshot, store, transition
 
 
@@ -453,3 +455,29 @@ def test_a_process_that_died_is_said_to_have(tmp_path: Path) -> None:
     opened.connection.close()
     with RunHistory(path) as history:
         assert history.sessions()[0]["state"] == "died"
+
+
+def test_a_folder_above_runs_stands_for_the_newest_run(tmp_path: Path) -> None:
+    for number in (2, 10, 9):
+        folder = tmp_path / "logs" / f"version_{number}"
+        opened = store(folder / "history.sqlite")
+        opened.window(snapshot(number, {"step_time": 1.0}))
+        end(opened)
+        os.utime(folder / "history.sqlite", (START + number, START + number))
+    with RunHistory(tmp_path) as history:
+        assert history.last() == (10, START + 10)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(HistoryError, match=r"there is no history\.sqlite in or under"):
+        RunHistory(tmp_path / "nothing")
+
+
+def test_another_ranks_file_that_is_damaged_is_an_error_of_that_rank(tmp_path: Path) -> None:
+    opened = store(tmp_path / "history.sqlite")
+    opened.window(snapshot(1, {"step_time": 1.0}))
+    end(opened)
+    (tmp_path / "history.rank_003.sqlite").write_bytes(b"no store at all" * 100)
+    with RunHistory(tmp_path) as history:
+        [error] = history.errors()
+        assert report_of(history)["errors"][0]["rank"] == 3
+    assert (error["rank"], error["type"]) == (3, "HistoryError")
+    assert "history.rank_003.sqlite" in error["message"]
