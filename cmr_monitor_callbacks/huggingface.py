@@ -22,6 +22,7 @@ from cmr_monitor_callbacks.config import (
     HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
+    ResourcesConfig,
 )
 from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.health import HealthReport
@@ -53,6 +54,7 @@ class CMRTrainerCallback(TrainerCallback):
         alerts: what counts as wrong and who is told (`AlertConfig`).
         probes: how numbers leave the model (`ProbesConfig`).
         history: how much is kept of the windows (`HistoryConfig`).
+        resources: what is sampled of the machine (`ResourcesConfig`).
         tensorboard: whether to write event files.
         monitor: a monitor made elsewhere, with its own settings.
 
@@ -71,6 +73,7 @@ class CMRTrainerCallback(TrainerCallback):
         alerts: Settings | AlertConfig = None,
         probes: Settings | ProbesConfig = None,
         history: Settings | HistoryConfig = None,
+        resources: Settings | ResourcesConfig = None,
         tensorboard: bool = True,
         monitor: CMRPerformanceMonitor | None = None,
     ) -> None:
@@ -80,12 +83,13 @@ class CMRTrainerCallback(TrainerCallback):
             "alerts": alerts,
             "probes": probes,
             "history": history,
+            "resources": resources,
         }
         given = [name for name, value in settings.items() if value is not None]
         if monitor is not None and given:
             raise ConfigError(f"{' and '.join(given)} must be set on the monitor that is passed")
         self.monitor = monitor or CMRPerformanceMonitor(
-            monitoring, alert_config=alerts, probes=probes, history=history
+            monitoring, alert_config=alerts, probes=probes, history=history, resources=resources
         )
         self._tensorboard = tensorboard
         self._now = self.monitor.clock.monotonic
@@ -165,6 +169,7 @@ class CMRTrainerCallback(TrainerCallback):
     def _open(self, args: TrainingArguments) -> None:
         monitor, folder = self.monitor, Path(str(args.output_dir))
         monitor.open_history(folder, args.process_index, args.world_size)
+        monitor.resources.start(folder, args.device)
         around = Surroundings(folder=folder, run=folder.name)
         if args.process_index > 0:
             monitor.alerts.tells = False
