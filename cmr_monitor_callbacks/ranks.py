@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.ma  # np.median imports it when first called: not in a step
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW, ROW, Packed

@@ -56,12 +56,16 @@ class Examiner:
         self._config = config
         self._ledger = ledger
         self._listening = listening
-        self._model: Callable[[], nn.Module | None] = lambda: None
+        self._model: Callable[[], nn.Module | None] = _nothing
         self._measured: HookMeasurement | None = None
         self._watched = 0
         self._attached = False
         self._begun_at = -1
         self.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The model does not go to another process along with its examiner."""
+        return {**vars(self), "_model": _nothing}
 
     def forget(self) -> None:
         """A run begins anew; `begin` again if a model is attached."""
@@ -268,3 +272,7 @@ class Examiner:
             return read_entries(model, sample, automatic.watches(), automatic.named)
         except Exception as error:  # a memory that is not what it looks like
             return [], [f"entries: {type(error).__name__}: {error}"]
+
+
+def _nothing() -> None:
+    """There is no model."""

@@ -32,6 +32,9 @@ class _Opened(threading.local):
     def __init__(self) -> None:
         self.stack: list[tuple[nn.Module, AbstractContextManager[Any]]] = []
 
+    def __reduce__(self) -> tuple[type[_Opened], tuple[()]]:
+        return _Opened, ()  # in another process none is open
+
 
 class Sections:
     """Puts sections into what a monitor listens to, and takes them out."""
