@@ -99,7 +99,9 @@ FAULTS = {
     "a buffer that takes in little": Fault(
         {"buffer_refuses": ALL, "memory_frozen": ALL}, {"policy": "keep"}
     ),
-    "a buffer that never evicts": Fault({"over_capacity": ALL}, {"policy": "grow"}),
+    "a buffer that never evicts": Fault(
+        {"over_capacity": ALL}, {"policy": "grow"}, follows=("retrieval_slows_with_size",)
+    ),
     "entries that are gone at once": Fault({"entries_evicted_young": ALL}, {"capacity": 24}),
     "entries that are not finite": Fault(
         {"entries_nonfinite": {3}}, then=put(lambda state: state * torch.nan)
