@@ -24,10 +24,15 @@ _MIB = 2**20
 def profile(
     run: Annotated[
         Path,
-        typer.Argument(help="A run's log folder (the newest counts), or a *.profile.json."),
+        typer.Argument(
+            help="A run's log folder (its newest profile), or a *.profile.json; default: this folder."
+        ),
     ] = Path(),
     against: Annotated[
-        Path | None, typer.Option(help="A profile, or a run with one, that it is compared with.")
+        Path | None,
+        typer.Option(
+            help="A profile, or a run with one, that it is compared with; default: it is shown."
+        ),
     ] = None,
     threshold: Annotated[
         float, typer.Option(help="With --against: a section is slower from this ratio on.")

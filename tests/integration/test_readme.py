@@ -48,7 +48,7 @@ def test_the_commands_run(ran: CMRMonitorCallback, tmp_path: Path) -> None:
         allowed = (0, 1) if arguments[0] == "compare" else (0,)  # two runs of a moment may differ
         assert result.exit_code in allowed, f"{command}: {result.output}"
         assert result.output.strip(), command
-    assert (tmp_path / "x.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert (tmp_path / "x.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert list((tmp_path / "tables").glob("*.csv"))
 
 

@@ -188,7 +188,7 @@ def test_a_compile_is_known_by_its_frames() -> None:
     ("settings", "message"),
     [
         ({"after": 0}, "stall.after: must be longer than 0 s, got 0"),
-        ({"after": "5 steps"}, "stall.after: must be a duration like '30s' or '10m'"),
+        ({"after": "5 steps"}, "stall.after: must be a duration like '30s', '10m', '12h' or '2d'"),
         ({"action": "kill"}, "stall.action must be 'none', 'interrupt' or 'exit', got 'kill'"),
         ({"afterr": 5}, "stall.afterr is not a setting; did you mean 'after'"),
         ({"times_median": 0}, "stall.times_median must be greater than 0.0, got 0"),

@@ -70,7 +70,10 @@ def threads() -> list[threading.Thread]:
     [
         ({"interval": 0}, "resources.interval: must be longer than 0 s, got 0"),
         ({"interval": 0.05}, "resources.interval: must be at least 0.1 s, got 0.05"),
-        ({"interval": "3 steps"}, "must be a duration like '30s' or '10m', got '3 steps'"),
+        (
+            {"interval": "3 steps"},
+            "must be a duration like '30s', '10m', '12h' or '2d', got '3 steps'",
+        ),
         ({"gpus": True}, "resources.gpus is not a setting; did you mean 'gpu'"),
         ({"disks": [""]}, r"resources.disks: must be paths, got \[''\]"),
         ({"enabled": "perhaps"}, "resources.enabled must be true or false, got 'perhaps'"),
