@@ -185,6 +185,7 @@ class CMRPerformanceMonitor:
         self._ranks = RankSession(
             self.config.reduction, self.config.flat_up_to_ranks, self.config.reduction_timeout
         )
+        self._rank = 0
         self._mutes: set[str]
         self._fatal: str
         self._edits: str
@@ -798,6 +799,7 @@ class CMRPerformanceMonitor:
         """Find the other ranks of this job; all of them call it at once, before training."""
         with self._with_ranks():
             self._ranks.join()
+        self._rank = self._ranks.rank
         if not self._ranks.first:
             self.alerts.tells = False
 
@@ -1075,7 +1077,7 @@ class CMRPerformanceMonitor:
             "history": self._keeper.seconds,
             "resources": self.resources.seconds,
         }
-        return overhead_of(self.snapshot, self._sampling, seconds, self._keeper.rank)
+        return overhead_of(self.snapshot, self._sampling, seconds, self._rank)
 
     def enable_profiling(self) -> None:
         """Allow `profile_execution`, and the profiles of ``profiling``, whatever was set."""

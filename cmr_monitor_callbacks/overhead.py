@@ -29,9 +29,11 @@ def overhead_of(
     >>> overhead_of(Snapshot.empty("train"), Sampling(10), {"window_end": 0.5})["seconds"]
     {'hooks': 0.0, 'window_end': 0.5}
     """
-    alone = snapshot.run_by_rank is None
-    packed = snapshot.statistics if snapshot.run_by_rank is None else snapshot.run_by_rank
-    hooks = float(packed.values[ROW["monitor_seconds"], 0 if alone else 1 + rank])
+    packed, column = snapshot.statistics, 0
+    by_rank = snapshot.run_by_rank
+    if by_rank is not None and 1 + rank < by_rank.width:  # else a resumed run of fewer ranks
+        packed, column = by_rank, 1 + rank
+    hooks = float(packed.values[ROW["monitor_seconds"], column])
     fraction = snapshot.value("overhead_fraction")
     return {
         "fraction": None if math.isnan(fraction) else fraction,
