@@ -6,7 +6,8 @@
 
 Of each the time with the monitor less that without one is what it costs; ``cost_ratio`` is that
 with ``sample_every: 10`` over that with 1, ``step_ratio`` the whole step likewise. Both hold what
-the change of steps itself takes (`refresh`), and neither the end of a window.
+the change of steps itself takes (`refresh`), and not the ends of windows: what those and the step's
+own end take is ``hooks_ratio``, which is what ``overhead_fraction`` sees.
 
     python benchmarks/sampling.py            # prints a table, writes benchmarks/results/…json
 """
@@ -63,36 +64,41 @@ class Watched(Memory):
         super().step(self.states)
 
 
-def seconds(make: Callable[[], Any], every: int | None, steps: int) -> float:
-    """Seconds of a step, the ends of windows left out; ``every`` None: nobody monitors."""
+def seconds(make: Callable[[], Any], every: int | None, steps: int) -> tuple[float, float]:
+    """Seconds of a step's calls, and of its end in the monitor; ``every`` None: nobody monitors."""
     model = make()
     monitor = None
     if every is not None:
         config = {"log_every_n_steps": WINDOW, "sample_every": every}
         monitor = CMRPerformanceMonitor(config, alert_config=QUIET, model=model)
-    spent = 0.0
+    spent = ends = 0.0
     for step in range(steps):
         start = time.perf_counter()
         if monitor is not None:
             monitor.refresh()
         model.step()
-        spent += time.perf_counter() - start
+        end = time.perf_counter()
+        spent += end - start
         if monitor is not None:
             monitor.step(step)
+            ends += time.perf_counter() - end
     if monitor is not None:
         monitor.detach()
-    return spent / steps
+    return spent / steps, ends / steps
 
 
 def measure(make: Callable[[], Any], steps: int) -> dict[str, float]:
     """One round: without a monitor, with every step timed, and with every tenth."""
-    without, each, tenth = (seconds(make, every, steps) for every in (None, 1, 10))
+    (without, _), (each, ends), (tenth, tenth_ends) = (
+        seconds(make, every, steps) for every in (None, 1, 10)
+    )
     return {
         "without_us": without * 1e6,
         "every_step_us": (each - without) * 1e6,
         "every_10th_step_us": (tenth - without) * 1e6,
         "cost_ratio": (tenth - without) / (each - without),
         "step_ratio": tenth / each,
+        "hooks_ratio": tenth_ends / ends,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,28 +88,25 @@ def test_counts_are_exact_and_times_those_of_every_nth_step(
     assert snapshot.statistics.samples[ROW["step_seconds"], 0] == 40, "of every step"
 
 
-def test_validation_times_its_first_batch_and_every_nth_from_there(
-    tmp_path: Path,
+def test_validation_looks_at_its_first_batch_and_times_every_nth_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pl.seed_everything(3, verbose=False)
-    timed: list[tuple[int, int]] = []
-    net = SmallNet()
-    clock = Counting()
-    callback = CMRMonitorCallback(
-        monitor=CMRPerformanceMonitor({**STRICT, "sample_every": 3}, clock=clock)
-    )
+    found, clock = looks(monkeypatch), Counting()
+    seen: list[tuple[int, bool, bool]] = []
+    config = {**STRICT, "sample_every": 3}
+    callback = CMRMonitorCallback(monitor=CMRPerformanceMonitor(config, clock=clock))
 
     class Module(SmallModule):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
-            before = clock.readings
+            before, looked = clock.readings, found["similarity"]
             super().validation_step(batch, batch_idx)
-            timed.append((batch_idx, clock.readings - before))
+            seen.append((batch_idx, clock.readings > before, found["similarity"] > looked))
 
+    # a window ends just before each validation
     fitter = trainer(tmp_path, [callback], logger=False, val_check_interval=5)
-    fitter.fit(Module(net), batches(10), batches(8, seed=7))
-    assert len(timed) == 16
-    for batch_idx, readings in timed:
-        assert (readings > 0) is (batch_idx % 3 == 0), batch_idx
+    fitter.fit(Module(SmallNet()), batches(10), batches(8, seed=7))
+    assert seen == [(i, i % 3 == 0, i == 0) for i in (*range(8), *range(8))]
 
 
 class Counting(ManualClock):
@@ -216,6 +214,30 @@ def test_in_other_steps_the_timer_of_a_probe_is_idle(
     with probe.timer() as timer:
         pass
     assert timer.seconds is None
+
+
+def test_a_profile_shows_a_section_that_is_not_timed() -> None:
+    opened: list[str] = []
+
+    def section(component: str) -> Any:
+        opened.append(component)
+        return nullcontext()
+
+    probe = CMRProbe(1)
+    model = nn.Module()
+    model.probe = probe
+    monitor = CMRPerformanceMonitor({**STRICT, "sample_every": 2}, model=model)
+    probe.show_sections(section)
+    timed = []
+    for step in range(4):
+        monitor.refresh()
+        with probe.timer("capture") as timer:
+            pass
+        timed.append(timer.seconds is not None)
+        monitor.step(step)
+    assert timed == [False, True, False, True]
+    assert opened == ["capture"] * 4
+    monitor.detach()
 
 
 def test_a_probe_that_comes_in_another_step_is_idle_too() -> None:
