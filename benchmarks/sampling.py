@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,20 +72,24 @@ def seconds(make: Callable[[], Any], every: int | None, steps: int) -> tuple[flo
     if every is not None:
         config = {"log_every_n_steps": WINDOW, "sample_every": every}
         monitor = CMRPerformanceMonitor(config, alert_config=QUIET, model=model)
-    spent = ends = 0.0
+    calls, ends = [0.0], [0.0]
     for step in range(steps):
+        if step % WINDOW == 0:
+            calls.append(0.0)
+            ends.append(0.0)
         start = time.perf_counter()
         if monitor is not None:
             monitor.refresh()
         model.step()
         end = time.perf_counter()
-        spent += end - start
+        calls[-1] += end - start
         if monitor is not None:
             monitor.step(step)
-            ends += time.perf_counter() - end
+            ends[-1] += time.perf_counter() - end
     if monitor is not None:
         monitor.detach()
-    return spent / steps, ends / steps
+    # the median window: what else the machine does comes in bursts
+    return statistics.median(calls[1:]) / WINDOW, statistics.median(ends[1:]) / WINDOW
 
 
 def measure(make: Callable[[], Any], steps: int) -> dict[str, float]:
