@@ -978,6 +978,14 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
     ),
     _score(
         "monitor",
+        "sample_every",
+        "steps",
+        "calls are timed in every so many-th step; 1: in each",
+        Polarity.NEITHER,
+        logged=False,
+    ),
+    _score(
+        "monitor",
         "failures",
         "failures",
         "the monitor's own failures",

@@ -264,6 +264,8 @@ class CMRTrainerCallback(TrainerCallback):
             return
         if not module.training:
             self._evaluates()
+            if self.monitor.stage != "train":
+                self.monitor.begin_batch()
         elif self._in_batch and self._counts_batches:
             self._timer.holds(*batch_shape(kwargs or args))
 

@@ -7,6 +7,7 @@ notebook drives it by hand.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -49,6 +50,7 @@ from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.history import HistoryError, Keeper, RunHistory
 from cmr_monitor_callbacks.locks import locked
+from cmr_monitor_callbacks.overhead import overhead_of
 from cmr_monitor_callbacks.packed import Packed
 from cmr_monitor_callbacks.probes.listening import Listening
 from cmr_monitor_callbacks.profiling import Profiler, check_profiling
@@ -58,6 +60,7 @@ from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
 from cmr_monitor_callbacks.reports import as_html, report_of, run_summary
 from cmr_monitor_callbacks.resources import ResourceWatch
+from cmr_monitor_callbacks.sampling import Sampling
 from cmr_monitor_callbacks.sinks import Outlet, Sink
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
 
@@ -169,12 +172,20 @@ class CMRPerformanceMonitor:
             self.profiling_config, enabled, self._listening, self.guard, self._keeper.mark
         )
         """Makes profiles; a loop of one's own has it begin and end steps."""
+        self._sampling = Sampling(
+            self.config.sample_every,
+            adaptive=self.config.adaptive,
+            budget=self.config.overhead_budget,
+        )
+        self._batches = 0
+        """Begun in the stage that is recorded now, if that is not training."""
         self._examiner = Examiner(self.config.diagnostics, self._ledger, self._listening)
         self._live = self.config.enable_real_time
         self._held = 0
         self._ranks = RankSession(
             self.config.reduction, self.config.flat_up_to_ranks, self.config.reduction_timeout
         )
+        self._rank = 0
         self._mutes: set[str]
         self._fatal: str
         self._edits: str
@@ -183,6 +194,8 @@ class CMRPerformanceMonitor:
         self._undecided: Exchanged | None
         self._votes: Votes
         self._next_end = 0
+        self._window_ends: float
+        self.snapshot: Snapshot
         self.on_decision: Callable[[str, str], None] | None = None
         """Told ``stop`` or ``checkpoint`` and the reason, on all ranks at the same step."""
         self._closed: ClosedWindow | None = None
@@ -215,13 +228,20 @@ class CMRPerformanceMonitor:
 
     def refresh(self) -> None:
         """Before a step: notice objects of the model that were replaced since the last."""
-        self._listening.refresh(sample=self._begins_last_step())
+        self._listening.refresh()
+        sampling, step = self._sampling, self.current_step + 1
+        self._listening.time_calls(on=sampling.takes(step))
+        if self._interval is None:
+            closely = sampling.takes_last(step, self.window_steps)
+        else:  # nobody knows which is the last
+            closely = sampling.takes_first(step, self._window_begin)
+        self._listening.look_closely(on=closely)
 
-    def _begins_last_step(self) -> bool:
-        """Whether the step that begins is a window's last; its first, where nobody knows."""
-        if self._interval is not None:
-            return self.current_step == self._window_begin
-        return (self.current_step + 2) % self.window_steps == 0
+    def begin_batch(self) -> None:
+        """Before a batch of a stage other than training: some are timed, see ``sample_every``."""
+        batch, self._batches = self._batches, self._batches + 1
+        self._listening.time_calls(on=self._sampling.takes_batch(batch))
+        self._listening.look_closely(on=batch == 0)
 
     def take_outputs(self, outputs: Any) -> None:
         """Note the statistics that a training step returned, as numbers; nothing is kept alive."""
@@ -229,7 +249,7 @@ class CMRPerformanceMonitor:
 
     def describe(self) -> str:
         """What each number comes from, in lines; '' where nothing is watched."""
-        return self._listening.automatic.describe()
+        return self._listening.automatic.describe(self._sampling.every)
 
     def place_cells(self, device: torch.device) -> None:
         """Make room for numbers that live on a device, before the first compiled call."""
@@ -365,6 +385,7 @@ class CMRPerformanceMonitor:
         self._listening.poll()
         self._publish()
         closed = self._ledger.close(self.current_step, self.clock.wall())
+        self._sampling.window_every = self._sampling.every
         self._own.resources = self.resources.window()
         self._muted, self._mutes = bool(self._mutes), set()
         for request in self._keeper.take_requests():
@@ -378,10 +399,22 @@ class CMRPerformanceMonitor:
             self._closed = closed
             if closed.ready:
                 self._publish()
+        self._sample_as_needed()
         self._window_start, self._window_begin = start, self.current_step
         with self.guard("looking at the memory's entries"):
             self._examiner.look(self.windows)
         self._own.processing_time = self.clock.monotonic() - start
+        self._window_ends += self._own.processing_time
+
+    def _sample_as_needed(self) -> None:
+        """At a window's end, on all ranks: look less closely where the monitor takes too much."""
+        made = self._sampling.change(self.current_step)
+        if made is None:
+            return
+        if self._ranks.first:
+            level = logging.WARNING if made.after > made.before else logging.INFO
+            logger.log(level, "%s", made)
+        self._keeper.mark(str(made), self.current_step)
 
     @locked
     def peek(self) -> tuple[list[str], list[float]]:
@@ -414,6 +447,7 @@ class CMRPerformanceMonitor:
         reading = self._ledger.peek()
         step, time = self.current_step, self.clock.wall()
         own = {**self.health.numbers(), **self._counts()}
+        own["sample_every"] = float(self._sampling.every)
         return self._snapshot("train", reading, step, time, own=own)
 
     @locked
@@ -455,6 +489,8 @@ class CMRPerformanceMonitor:
             self._examiner.leave_training()
         self.mute({"sanity": "sanity_check", "val": "validation"}.get(stage, stage))
         self._ledger.enter(stage)
+        self._batches = 0
+        self._listening.time_calls(on=True)  # of a stage that tells of no batches all calls are
 
     @locked
     def leave_stage(self, step: int) -> None:
@@ -499,7 +535,7 @@ class CMRPerformanceMonitor:
             (c.component, c.before.value, c.after.value, c.step, c.time)
             for c in self.alerts.take_changes()
         ]
-        keeper.window(snapshot, transitions, changes, self._listening.sources, self.describe)
+        keeper.window(snapshot, transitions, changes, snapshot.sources, self.describe)
         keeper.samples(self.resources.take_samples())
         for failure in self.resources.take_failures():
             self._failures.note("the resources", failure)
@@ -565,7 +601,11 @@ class CMRPerformanceMonitor:
         time = closed.time if exchanged is None else exchanged.first.time
         own = self._own.read(self._counts(), reading, exchanged)
         own.update(self._examiner.take_compared())
+        own["sample_every"] = float(self._sampling.window_every)
+        begin = self.snapshot.step
         snapshot = self._snapshot("train", reading, closed.step, time, own, exchanged)
+        if not self._muted:  # else what came between makes the time no measure
+            self._sampling.hear(own.get("overhead_fraction", math.nan), begin)
         own.update(self.alerts.report.numbers())  # rules see the verdict before
         transitions = self.alerts.judge(snapshot, self.windows, muted=self._muted)
         own.update(self.alerts.report.numbers())  # the snapshot holds this very mapping
@@ -613,7 +653,7 @@ class CMRPerformanceMonitor:
             counters=reading.counters,
             window=reading.window,
             own=own,
-            sources=self._listening.sources,
+            sources=self._listening.sources(self._sampling.window_every),
             recent_times=self._ledger.recent_times,
             by_rank=reading.by_rank,
             run_by_rank=reading.run_by_rank,
@@ -759,6 +799,7 @@ class CMRPerformanceMonitor:
         """Find the other ranks of this job; all of them call it at once, before training."""
         with self._with_ranks():
             self._ranks.join()
+        self._rank = self._ranks.rank
         if not self._ranks.first:
             self.alerts.tells = False
 
@@ -1001,7 +1042,8 @@ class CMRPerformanceMonitor:
         """Everything recorded in this process until now, the window begun included.
 
         Returns:
-            `Snapshot.to_dict` of this moment, beside ``health`` (see `get_health_status`).
+            `Snapshot.to_dict` of this moment, beside ``health`` (see `get_health_status`) and
+            ``overhead`` (see `overhead`).
 
         Raises:
             CMRMonitorError: ``monitoring.enable_real_time`` is false.
@@ -1012,7 +1054,30 @@ class CMRPerformanceMonitor:
                 "enable_real_time_monitoring()"
             )
         snapshot = self._snapshot_now()
-        return {**snapshot.to_dict(over), "health": self.get_health_status()}
+        about = {"health": self.get_health_status(), "overhead": self.overhead()}
+        return {**snapshot.to_dict(over), **about}
+
+    def overhead(self) -> dict[str, Any]:
+        """What the monitor costs this process, as plain data; JSON can hold it.
+
+        Returns:
+            ``fraction`` of the wall time in the last window (None: not known), ``budget``,
+            ``adaptive``, ``sample_every`` (of the step under way), and ``seconds`` by part:
+            ``hooks`` (the callback's own at the end of steps, over the run up to the last window),
+            ``window_end`` (of these the ends of windows), ``history`` (writing windows; on another
+            thread where there is a file) and ``resources`` (sampling the machine, on another
+            thread). What probe calls and watched calls take is in none of them.
+
+        >>> monitor = CMRPerformanceMonitor({"sample_every": 10})
+        >>> monitor.overhead()["sample_every"], monitor.overhead()["seconds"]["hooks"]
+        (10, 0.0)
+        """
+        seconds = {
+            "window_end": self._window_ends,
+            "history": self._keeper.seconds,
+            "resources": self.resources.seconds,
+        }
+        return overhead_of(self.snapshot, self._sampling, seconds, self._rank)
 
     def enable_profiling(self) -> None:
         """Allow `profile_execution`, and the profiles of ``profiling``, whatever was set."""
@@ -1054,6 +1119,7 @@ class CMRPerformanceMonitor:
     def reset_metrics(self) -> None:
         """Forget every number and alert; probes stay attached."""
         self._ledger.clear()
+        self._sampling.forget()
         self._examiner.forget()
         self.alerts.clear()
         self._keeper.forget()
@@ -1068,6 +1134,7 @@ class CMRPerformanceMonitor:
         self._muted = False
         self._edits = self._fatal = ""
         self._own = OwnNumbers()
+        self._window_ends = 0.0
         self._sent = self._undecided = None
         self._votes = Votes()
         self._closed = None
@@ -1099,6 +1166,7 @@ class CMRPerformanceMonitor:
             "windows": self.windows,
             **{name: int(count) for name, count in self._own.totals(self._counts()).items()},
             "window_end": self._window_begin,
+            "sample_every": self._sampling.every,
             "ledger": self._ledger.state(alone=self._ranks.alone),
             "alerts": self.alerts.state(self.clock.wall()),
             "shown": dict(zip(*self.shown(), strict=True)),
@@ -1118,6 +1186,7 @@ class CMRPerformanceMonitor:
         self.current_step = state["step"]
         self.windows = state["windows"]
         self._window_begin = state["step"]
+        self._sampling.resume(state.get("sample_every", 1))
         if first:
             self._failures.count = state["failures"]
             self._ledger.events = state["events"]

@@ -477,6 +477,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self._leave_stage(trainer)
 
     def _evaluation_batch_start(self) -> None:
+        self.monitor.begin_batch()
         self._other_timer.batch_start(self._now())
 
     @_guarded

@@ -73,6 +73,14 @@ class MonitoringConfig(Settings):
     """Globs: metrics that are logged for the model as a whole; null: the catalogue's choice."""
     diagnostics: DiagnosticsConfig = Field(default_factory=DiagnosticsConfig)
     """What the diagnostics look at, and what is measured for them."""
+    sample_every: int = Field(default=1, ge=1)
+    """Calls are timed, and similarities and the output looked at, in every so many-th step; counts,
+    entries and errors are of every step."""
+    adaptive: bool = False
+    """Doubles ``sample_every`` while the monitor takes more than its budget, to 64 at most, and
+    halves it again where it takes little."""
+    overhead_budget: float = Field(default=0.01, gt=0, le=1)
+    """Share of the wall time, in 0..1, that ``adaptive`` keeps ``overhead_fraction`` under."""
     on_monitor_error: Literal["log", "raise"] = "log"
     """What the monitor's own failure does: counted and logged once, or raised."""
 
@@ -92,6 +100,15 @@ class MonitoringConfig(Settings):
             if not any(matches(glob, name) for name in names):
                 raise ValueError(f"{glob!r} names no metric; {nearest(glob, names)}")
         return globs
+
+    @model_validator(mode="after")
+    def _adaptive_knows_the_overhead(self) -> MonitoringConfig:
+        if self.adaptive and not self.watches_component("timing"):
+            raise ValueError(
+                "adaptive needs the component timing, which components leaves out; it is allowed "
+                "to be true where components has it"
+            )
+        return self
 
     def watches_component(self, name: str) -> bool:
         """Whether a component is collected."""

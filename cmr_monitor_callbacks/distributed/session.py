@@ -48,7 +48,12 @@ class RankSession:
     @property
     def first(self) -> bool:
         """Whether this process is rank 0."""
-        return self._group is None or self._group.rank == 0
+        return self.rank == 0
+
+    @property
+    def rank(self) -> int:
+        """Of this process; 0 where it is alone."""
+        return 0 if self._group is None else self._group.rank
 
     @property
     def exchange(self) -> Exchange | None:

@@ -45,6 +45,8 @@ class HealthReport:
         firing: alerts that fire, the worst first.
         pending: alerts whose condition holds, not yet for long enough.
         known: components of which there are numbers.
+        sample_every: calls are timed in every so many-th step; more than the settings say where
+            the monitor took too much of the time.
 
     >>> report = HealthReport()
     >>> report.score, report.status.value
@@ -57,6 +59,7 @@ class HealthReport:
     firing: tuple[AlertState, ...] = ()
     pending: tuple[AlertState, ...] = ()
     known: frozenset[str] = frozenset()
+    sample_every: int = 1
 
     def numbers(self) -> dict[str, float]:
         """The verdict as numbers by metric name; unknown components are left out."""
@@ -91,9 +94,11 @@ def assess(
     86.7
     """
     alerts = sorted(states, key=lambda s: 0 if s.severity is None else -s.severity.rank)
-    known = _known(snapshot)
-    if not alerts and last is not None and not last.firing + last.pending and known == last.known:
-        return last
+    known, every = _known(snapshot), int(snapshot.own.get("sample_every", 1))
+    if last is not None and not (alerts or last.firing or last.pending):
+        same = (known, every) == (last.known, last.sample_every)
+        if same:
+            return last
     firing = tuple(s for s in alerts if s.phase.fires)
     components = {}
     for name in HEALTH_COMPONENTS:
@@ -108,6 +113,7 @@ def assess(
         firing,
         tuple(s for s in alerts if s.phase is Phase.PENDING),
         known,
+        every,
     )
 
 

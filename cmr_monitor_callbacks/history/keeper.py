@@ -115,6 +115,11 @@ class Keeper:
         return 0.0 if self._writer is None else self._writer.latency
 
     @property
+    def seconds(self) -> float:
+        """Seconds that all windows took to be written."""
+        return 0.0 if self._writer is None else self._writer.seconds
+
+    @property
     def path(self) -> Path | None:
         """The file; None: there is none."""
         return None if self._writer is None else self._writer.path

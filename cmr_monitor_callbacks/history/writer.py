@@ -50,6 +50,7 @@ class HistoryWriter:
     Attributes:
         lost: windows and the like that could not be kept.
         latency: seconds that the last window took to be written.
+        seconds: that all windows took.
 
     >>> writer = HistoryWriter(None, HistoryConfig(), RunInfo)
     >>> writer.mark("begun", step=0, now=0.0)
@@ -66,7 +67,7 @@ class HistoryWriter:
     ) -> None:
         self.path = path
         self.lost = 0
-        self.latency = 0.0
+        self.latency = self.seconds = 0.0
         self._config = config
         self._info = info
         self._wall = wall
@@ -113,6 +114,7 @@ class HistoryWriter:
             if sources is not None:
                 store.describe(sources, watches)
             self.latency = time.perf_counter() - begun
+            self.seconds += self.latency
             self._requests.extend(store.requests(self._wall()))
             store.tidy(snapshot.time)
 

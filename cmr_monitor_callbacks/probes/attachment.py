@@ -40,6 +40,7 @@ class Attachment:
         self._on_error = on_error
         self.links: list[Link] = []
         """Of the probes that are attached."""
+        self._timed = True
 
     def __len__(self) -> int:
         return len(self.links)
@@ -62,7 +63,14 @@ class Attachment:
         slot = ledger.layout.column(probe.layer)
         link = Link(probe, path, slot, ledger.recorder, ledger.cells, self._kinds, self._on_error)
         probe.attach(link)
+        probe.time_calls(on=self._timed)
         return link
+
+    def time_calls(self, *, on: bool) -> None:
+        """Have the probes' timers measure from now on, or not."""
+        self._timed = on
+        for link in self.links:
+            link.probe.time_calls(on=on)
 
     def place_cells(self, device: torch.device) -> None:
         """Make the device rows of all probes in one tensor, before the first compiled call."""

@@ -29,6 +29,7 @@ from cmr_monitor_callbacks.probes.watches.reconstruction import ReconstructionWa
 from cmr_monitor_callbacks.probes.watches.retrieval import RetrievalWatch
 from cmr_monitor_callbacks.probes.watches.seam import SeamWatch, Told
 from cmr_monitor_callbacks.probes.wrapping import Wraps
+from cmr_monitor_callbacks.sampling import sampled_sources
 
 logger = logging.getLogger(__name__)
 _COUNTED = (BufferWatch, IndexedWatch)
@@ -63,6 +64,7 @@ class AutomaticAttachment:
         self._arguments: ArgumentWatch | None = None
         self._model: nn.Module | None = None
         self._samples = False
+        self._timed = True
         self._passages: list[PassageWatch] = []
         self._links: list[Link] = []
         """Of all that is watched."""
@@ -322,6 +324,10 @@ class AutomaticAttachment:
             if isinstance(watch, (ReconstructionWatch, PassageWatch)):
                 watch.sample(on)
 
+    def time_calls(self, *, on: bool) -> None:
+        """Time the calls that begin from now on, or leave that out; all are counted."""
+        self._timed = self._report.timed[0] = on
+
     def take_outputs(self, outputs: Mapping[Any, Any]) -> None:
         """Copy the numbers of the statistics that a training step returned."""
         for key in ("performance_stats", "memory_stats", "memory_info"):
@@ -364,10 +370,15 @@ class AutomaticAttachment:
             for name, texts in found.items()
         }
 
-    def describe(self) -> str:
-        """What was found, what each number comes from, and what cannot be known; '' if nothing."""
+    def describe(self, every: int = 1) -> str:
+        """What was found, what each number comes from, and what cannot be known; '' if nothing.
+
+        Args:
+            every: calls are timed in every so many-th step.
+        """
         watches = self.watches()
-        lines = [f"  {name}: {text}" for name, text in sorted(self.sources().items())]
+        found = sampled_sources(self.sources(), every)
+        lines = [f"  {name}: {text}" for name, text in sorted(found.items())]
         unknown = [f"  not known: {w.path}: {text}" for w in watches for text in w.unknown]
         if lines and self._model is not None and _is_compiled(self._model):
             unknown.append(
@@ -382,6 +393,7 @@ class AutomaticAttachment:
         for handle in self.ways.handles:
             handle.remove()
         self._report = self._new_report()
+        self._report.timed[0] = self._timed
         self.ways = self._new_ways()
         self._watched.clear()
         self._extra.clear()

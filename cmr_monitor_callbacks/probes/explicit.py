@@ -97,22 +97,22 @@ Sections = Callable[[str], AbstractContextManager[Any]]
 class _SectionTimer:
     """A `ProbeTimer` whose time is a section of the profile that is on."""
 
-    __slots__ = ("_component", "_open", "_section", "_start", "seconds")
+    __slots__ = ("_component", "_open", "_section", "_timer", "seconds")
 
-    def __init__(self, sections: Sections, component: str) -> None:
+    def __init__(self, sections: Sections, component: str, timer: ProbeTimer | _IdleTimer) -> None:
         self.seconds: float | None = None
-        self._open, self._component = sections, component
+        self._open, self._component, self._timer = sections, component, timer
         self._section: AbstractContextManager[Any] | None = None
-        self._start = 0.0
 
     def __enter__(self) -> _SectionTimer:
         self._section = self._open(self._component)
         self._section.__enter__()
-        self._start = time.perf_counter()
+        self._timer.__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self.seconds = time.perf_counter() - self._start
+        self._timer.__exit__(*exc)
+        self.seconds = self._timer.seconds
         section, self._section = self._section, None
         if section is not None:
             section.__exit__(*exc)
@@ -321,7 +321,9 @@ class CMRProbe:
             self._link.error(exc)
 
     def timer(self, component: str = "timer") -> ProbeTimer | _IdleTimer | _SectionTimer:
-        """A context manager whose ``seconds`` is the time spent inside, None if nobody listens.
+        """A context manager whose ``seconds`` is the time spent inside.
+
+        None if nobody listens, and in the steps that ``monitoring.sample_every`` leaves out.
 
         Args:
             component: what is timed, such as ``capture``, ``retrieval`` or ``reconstruction``: in a
@@ -331,7 +333,8 @@ class CMRProbe:
             return _IdleTimer()  # made here: Dynamo enters only context managers it saw being made
         if self._sections is None:
             return self._timer
-        return _SectionTimer(self._sections, component)
+        # one of its own, for sections may be within each other
+        return _SectionTimer(self._sections, component, type(self._timer)())
 
     # -- what a monitor calls ---------------------------------------------------------------
 
@@ -348,7 +351,11 @@ class CMRProbe:
         self._reconstruction = link.extend("reconstruction")
         self._retrieval = link.extend("retrieval")
         self._buffer = link.extend("buffer")
-        self._timer = ProbeTimer()
+        self.time_calls(on=True)
+
+    def time_calls(self, *, on: bool) -> None:
+        """Have `timer` measure from now on, or not."""
+        self._timer = ProbeTimer() if on else _IDLE
 
     def place(self, kind: str, row: CellRow) -> None:
         """Use a device row that is there before the first (compiled) call."""

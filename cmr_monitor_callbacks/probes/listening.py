@@ -20,6 +20,7 @@ from cmr_monitor_callbacks.probes.report import Report
 from cmr_monitor_callbacks.probes.sections import Open, Sections
 from cmr_monitor_callbacks.probes.watches.seam import Told
 from cmr_monitor_callbacks.recording.ledger import Ledger
+from cmr_monitor_callbacks.sampling import sampled_sources
 
 
 def _no_model() -> None:
@@ -71,8 +72,9 @@ class Listening:
         self._watching = False
         self._model: Callable[[], nn.Module | None] = _no_model
         self._sections = Sections()
-        self.sources: dict[str, str] = {}
-        """By metric or component, where its numbers come from."""
+        self._timed = True
+        self._sources: dict[int, Mapping[str, str]] = {}
+        """By the steps from one timed step to the next."""
         self._find_sources()
 
     def attach(self, model: nn.Module, own_monitor: Any) -> int:
@@ -111,19 +113,29 @@ class Listening:
         self.automatic.detach()
         self._watching = False
 
-    def refresh(self, *, sample: bool) -> None:
-        """Before a step: notice objects that were replaced since the last.
-
-        Args:
-            sample: whether what is not looked at in every step is looked at in this one.
-        """
+    def refresh(self) -> None:
+        """Before a step: notice objects that were replaced since the last."""
         if not self._watching:
             return
         try:
             self.automatic.refresh()
-            self.automatic.sample(sample)
         except Exception as error:
             self._failures.note("looking for replaced objects", error)
+
+    def time_calls(self, *, on: bool) -> None:
+        """Time the calls that begin from now on, or leave that out; all are counted.
+
+        What a model gives as ``seconds`` by itself is taken always.
+        """
+        if on is not self._timed:
+            self._timed = on
+            self._probes.time_calls(on=on)
+            self.automatic.time_calls(on=on)
+
+    def look_closely(self, *, on: bool) -> None:
+        """Take similarities and look at the output, or leave that out."""
+        if self._watching:
+            self.automatic.sample(on)
 
     def take_outputs(self, outputs: Any) -> None:
         """Note the statistics that a training step returned, as numbers; nothing is kept alive."""
@@ -185,7 +197,17 @@ class Listening:
         explicit = self._probes.source()
         probed: Mapping[str, str] = dict.fromkeys(_PROBED, explicit) if explicit else {}
         own = {"timing": "timer:steps", "model": "batch:shapes", "monitor": "self"}
-        self.sources = {**self.automatic.sources(), **probed, **own}
+        self._sources = {1: {**self.automatic.sources(), **probed, **own}}
+
+    def sources(self, every: int) -> Mapping[str, str]:
+        """By metric or component, where its numbers come from; the same object until it changes.
+
+        Args:
+            every: calls are timed in every so many-th step.
+        """
+        if every not in self._sources:
+            self._sources[every] = sampled_sources(self._sources[1], every)
+        return self._sources[every]
 
     def _note_error(self, link: Link, exc: BaseException) -> None:
         self._failures.log_error(self._step(), "model", link.probe.layer, exc)

@@ -37,7 +37,7 @@ class UnderWay:
 
     Attributes:
         retrieving: a retrieval.
-        reconstructing: when the reconstruction began; None: none is under way.
+        reconstructing: a reconstruction; ``began`` is when it did, None where it is not timed.
         capturing: a capture method; ``layer`` is its layer.
         storing: the watch of the buffer whose store is under way, or `LOADING`.
         clearing: an explicit clear.
@@ -47,6 +47,7 @@ class UnderWay:
     """
 
     __slots__ = (
+        "began",
         "capturing",
         "clearing",
         "inserted",
@@ -59,8 +60,8 @@ class UnderWay:
     )
 
     def __init__(self) -> None:
-        self.retrieving = self.capturing = self.clearing = False
-        self.reconstructing: float | None = None
+        self.retrieving = self.capturing = self.clearing = self.reconstructing = False
+        self.began: float | None = None
         self.layer: Any = None
         self.storing: Any = None
         self.passing: Any = None
@@ -111,6 +112,8 @@ class Report:
         self.failed = on_failure
         self.kinds = kinds
         self.now = now
+        self.timed = [True]
+        """Whether calls that begin now are timed (a list, for the functions that ask hold it)."""
         self.scope = Scope()
         self.tally = ledger.recorder.tally
         self.extend = self.tally.extend

@@ -45,8 +45,19 @@ _CALLS: Final[dict[str, tuple[str, dict[str, int]]]] = {
     "cache miss": ("", {"cache_hits": 0, "cache_operations": 1}),
     "memories used": ("", {}),
 }
+_NOT_TIMED: Final = {
+    # what such a call counts where nobody took its time
+    "capture": {"capture_calls": 1},
+    "state taken": _CALLS["state taken"][1],
+    "state refused": _CALLS["state refused"][1],
+    "reconstruction": {"reconstruction_calls": 1},
+    "retrieval": {"total_retrievals": 1},
+}
+_CALLS.update({f"{name}, not timed": ("", counts) for name, counts in _NOT_TIMED.items()})
 CALL: Final = {name: _STATISTICS + i for i, name in enumerate(_CALLS)}
 """Places of calls, by name. ``memories used`` is the number that one reconstruction read."""
+UNTIMED: Final = {CALL[name]: CALL[f"{name}, not timed"] for name in _NOT_TIMED}
+"""By the place of a call with a duration, that of one without; its number is 0."""
 PLACES: Final = _STATISTICS + len(CALL)
 """Places of one layer."""
 

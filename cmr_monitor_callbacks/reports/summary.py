@@ -15,6 +15,7 @@ from rich.text import Text
 from cmr_monitor_callbacks.catalogue import BY_NAME
 from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.layers import layer_order
+from cmr_monitor_callbacks.sampling import every
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
 
 _COLUMNS: Final[tuple[tuple[str, str, Over], ...]] = (
@@ -50,6 +51,9 @@ def run_summary(
         files: where the run's files are; empty: not said.
     """
     parts: list[RenderableType] = [_health(health), _layers(snapshot), _alerts(transitions)]
+    if health.sample_every > 1:
+        steps = every(health.sample_every)
+        parts.insert(1, Text(f"Calls are timed, and similarities taken, in {steps}."))
     if files:
         parts.append(Text(f"Files: {files}"))
     return Group(*parts)

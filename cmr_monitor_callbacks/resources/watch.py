@@ -114,6 +114,7 @@ class ResourceWatch:
         self._unkept: deque[Sample] = deque(maxlen=_KEPT)
         self._failures: deque[Exception] = deque(maxlen=100)
         self._newest: Sample | None = None
+        self.seconds = 0.0
         self._seen, self._active_at, self._rests = -1, 0.0, False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -225,6 +226,7 @@ class ResourceWatch:
         except Exception as error:  # told at the next window; the next sample may go better
             self._failures.append(error)
             return False
+        self.seconds += self._clock.monotonic() - now
         self._samples.append(Sample(self._clock.wall(), self._step(), values))
         return True
 

@@ -61,6 +61,11 @@ def test_the_specifications_dictionaries_work_verbatim() -> None:
     ("settings", "message"),
     [
         ({"log_every_n_steps": 0}, "monitoring.log_every_n_steps must be at least 1, got 0"),
+        ({"sample_every": 0}, "monitoring.sample_every must be at least 1, got 0"),
+        ({"sample_every": 2.5}, "monitoring.sample_every must be"),
+        ({"overhead_budget": 0}, "monitoring.overhead_budget must be greater than 0.0, got 0"),
+        ({"overhead_budget": 1.5}, "monitoring.overhead_budget must be at most 1.0, got 1.5"),
+        ({"adaptive": True, "components": ["capture"]}, "adaptive needs the component timing"),
         (
             {"log_every_n_steps": 2.5},
             "monitoring.log_every_n_steps must be a whole number, got 2.5",

@@ -66,6 +66,7 @@ BY_HAND = {
     "events": ("cmr_monitor_events_total", "counter"),
     "overhead_seconds": ("cmr_monitor_overhead_seconds_total", "counter"),
     "overhead_fraction": ("cmr_monitor_overhead_ratio", "gauge"),
+    "sample_every": ("cmr_monitor_sample_every", "gauge"),
 }
 
 

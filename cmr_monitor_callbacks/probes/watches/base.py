@@ -14,6 +14,7 @@ from cmr_monitor_callbacks.probes.reading import LayerOf, layer_of, layer_parame
 from cmr_monitor_callbacks.probes.report import Report
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.wrapping import Make, Wraps
+from cmr_monitor_callbacks.recording.tally import UNTIMED
 
 
 @dataclass
@@ -156,6 +157,11 @@ def method(owner: Any, name: str) -> Any:
 def resolved(layer: Any) -> Any:
     """A layer, or what tells it when it is asked."""
     return layer() if callable(layer) else layer
+
+
+def timed_call(at: int, call: int, seconds: float | None) -> tuple[int, float]:
+    """A call for the tally: its place and its duration; None: it was not timed."""
+    return (at + UNTIMED[call], 0) if seconds is None else (at + call, seconds)
 
 
 def report_error(

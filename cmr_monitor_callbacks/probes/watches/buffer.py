@@ -34,12 +34,13 @@ from cmr_monitor_callbacks.probes.watches.base import (
     method,
     report_error,
     resolved,
+    timed_call,
 )
 from cmr_monitor_callbacks.probes.watches.counters import counts_moves
 from cmr_monitor_callbacks.probes.watches.retrieval import RetrievalWatch
 from cmr_monitor_callbacks.probes.watches.shelf import Shelf, find_shelf
 from cmr_monitor_callbacks.probes.wrapping import Call, Make
-from cmr_monitor_callbacks.recording.tally import CALL
+from cmr_monitor_callbacks.recording.tally import CALL, UNTIMED
 
 _STORE: Final = re.compile(
     r"(store|add|insert|write|append|push|put|enqueue|remember)"
@@ -160,7 +161,7 @@ class BufferWatch(BaseWatch):
 
     def _store(self, ways: Ways, name: str) -> Make:
         report, scope, now = ways.report, ways.report.scope, ways.report.now
-        called = method(self._owner(), name)
+        timed, called = report.timed, method(self._owner(), name)
         layer = layer_of(called, self.unnamed_layer)
         by_name, position, default = fast_layer(called)
         one = name.endswith(("_state", "_entry"))
@@ -181,7 +182,7 @@ class BufferWatch(BaseWatch):
                 if self.looks and outer is not self:
                     before = lengths(), ends(resolved(layer(args, kwargs)))
                 under.storing = self
-                start = now()
+                start = now() if timed[0] else None
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
@@ -189,7 +190,8 @@ class BufferWatch(BaseWatch):
                     raise
                 finally:
                     under.storing = outer
-                safely(under, now() - start, out, before, inner, inserted, args, kwargs)
+                seconds = None if start is None else now() - start
+                safely(under, seconds, out, before, inner, inserted, args, kwargs)
                 return out
 
             report.codes.add(inside.__code__)
@@ -203,7 +205,7 @@ class BufferWatch(BaseWatch):
                     return inside(under, args, kwargs)
                 inner, inserted = under.stored, under.inserted
                 under.storing = self
-                start = now()
+                start = now() if timed[0] else None
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
@@ -211,7 +213,7 @@ class BufferWatch(BaseWatch):
                     raise
                 finally:
                     under.storing = None
-                seconds = now() - start
+                seconds = None if start is None else now() - start
                 # the usual case without another frame: a layer seen before, and one state
                 if one and under.stored == inner:
                     try:
@@ -224,7 +226,11 @@ class BufferWatch(BaseWatch):
                     if at is not None:
                         under.stored = inner + 1
                         if own_calls and not under.capturing:
-                            extend((at + (_REFUSED if out is False else _TAKEN), seconds))
+                            call = _REFUSED if out is False else _TAKEN
+                            if seconds is None:
+                                extend((at + UNTIMED[call], 0))
+                            else:
+                                extend((at + call, seconds))
                         else:
                             extend((at + (_REFUSED_IN if out is False else _TAKEN_IN), 0))
                         if out is not False and under.inserted == inserted:
@@ -249,7 +255,7 @@ class BufferWatch(BaseWatch):
         layer: LayerOf,
         own_calls: bool,
         under: UnderWay,
-        seconds: float,
+        seconds: float | None,
         out: Any,
         before: Look | None,
         inner: int,
@@ -276,7 +282,7 @@ class BufferWatch(BaseWatch):
                 put_in = under.inserted - inserted
                 report.extend((at + OVERWRITTEN, max(0, stored - put_in)))
         if own_calls and not under.capturing and under.storing is not self:
-            report.extend((at + _CALL, seconds))
+            report.extend(timed_call(at, _CALL, seconds))
 
     def _record_look(
         self,

@@ -21,6 +21,7 @@ from cmr_monitor_callbacks.probes.watches.base import (
     method,
     report_error,
     resolved,
+    timed_call,
 )
 from cmr_monitor_callbacks.probes.wrapping import Call, Make, hook
 from cmr_monitor_callbacks.recording.tally import CALL
@@ -51,10 +52,12 @@ class CaptureWatch(BaseWatch):
         layer = layer_of(method(self._owner(), name), self.unnamed_layer)
         blind = report.blind["capture"]
 
-        def record(seconds: float, at_layer: Any) -> None:
+        timed = report.timed
+
+        def record(seconds: float | None, at_layer: Any) -> None:
             at = report.place(at_layer)
             if at is not None:
-                report.extend((at + _CALL, seconds))
+                report.extend(timed_call(at, _CALL, seconds))
 
         safely = guarded(report, f"{self.path}.{name}", record)
 
@@ -67,7 +70,7 @@ class CaptureWatch(BaseWatch):
                     return original(*args, **kwargs)
                 at_layer = resolved(layer(args, kwargs))
                 scope.now.capturing, scope.now.layer = True, at_layer
-                start = now()
+                start = now() if timed[0] else None
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
@@ -75,7 +78,7 @@ class CaptureWatch(BaseWatch):
                     raise
                 finally:
                     scope.now.capturing, scope.now.layer = False, None
-                safely(now() - start, at_layer)
+                safely(None if start is None else now() - start, at_layer)
                 return out
 
             return capture

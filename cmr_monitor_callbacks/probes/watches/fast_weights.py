@@ -16,6 +16,7 @@ from cmr_monitor_callbacks.probes.watches.base import (
     BaseWatch,
     Ways,
     guarded,
+    timed_call,
 )
 from cmr_monitor_callbacks.probes.wrapping import Call, Make
 from cmr_monitor_callbacks.recording.tally import CALL
@@ -43,6 +44,7 @@ class FastWeightsWatch(BaseWatch):
 
     def _maker(self, name: str, record: Callable[..., None], flag: str) -> Make:
         report, scope, now = self._report, self._report.scope, self._report.now
+        timed = report.timed
         safely = guarded(report, f"{self.path}.{name}", record)
         kind = "capture" if flag == "storing" else "retrieval"
         blind = report.blind[kind]
@@ -56,7 +58,7 @@ class FastWeightsWatch(BaseWatch):
                 if before or graph_task() != -1:
                     return original(*args, **kwargs)
                 setattr(scope.now, flag, self)
-                start = now()
+                start = now() if timed[0] else None
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
@@ -64,19 +66,19 @@ class FastWeightsWatch(BaseWatch):
                     raise
                 finally:
                     setattr(scope.now, flag, before)
-                safely(now() - start, out, args, kwargs)
+                safely(None if start is None else now() - start, out, args, kwargs)
                 return out
 
             return call
 
         return make
 
-    def _record_store(self, seconds: float, out: Any, args: Any, kwargs: Any) -> None:
+    def _record_store(self, seconds: float | None, out: Any, args: Any, kwargs: Any) -> None:
         at = self._report.place(self.layer)
         sequence = next((x for x in (*args, *kwargs.values()) if torch.is_tensor(x)), None)
         if at is None:
             return
-        items: list[Any] = [at + _CAPTURE, seconds]
+        items: list[Any] = [*timed_call(at, _CAPTURE, seconds)]
         if sequence is not None and sequence.ndim >= 3:
             rows, length = sequence.shape[-3:-1]
             waiting = _remainder(out, sequence)
@@ -84,10 +86,10 @@ class FastWeightsWatch(BaseWatch):
             items += (at + STORED, rows * max(0, length - waiting))
         self._report.extend(items)
 
-    def _record_retrieval(self, seconds: float, out: Any, args: Any, kwargs: Any) -> None:
+    def _record_retrieval(self, seconds: float | None, out: Any, args: Any, kwargs: Any) -> None:
         at = self._report.place(self.layer)
         if at is not None:
-            self._report.extend((at + _RETRIEVAL, seconds))
+            self._report.extend(timed_call(at, _RETRIEVAL, seconds))
 
 
 def _remainder(out: Any, sequence: torch.Tensor) -> int:

@@ -25,6 +25,7 @@ from cmr_monitor_callbacks.probes.watches.base import (
     BaseWatch,
     Ways,
     guarded,
+    timed_call,
 )
 from cmr_monitor_callbacks.probes.wrapping import Call
 from cmr_monitor_callbacks.recording.tally import CALL
@@ -79,15 +80,16 @@ class IndexedWatch(BaseWatch):
 
     def _add(self, original: Call) -> Call:
         report, scope, now = self._report, self._report.scope, self._report.now
+        timed = report.timed
 
-        def record(seconds: float, before: int, args: Any, kwargs: Any) -> None:
+        def record(seconds: float | None, before: int, args: Any, kwargs: Any) -> None:
             at = report.place(self.layer)
             if at is None:
                 return
             offered, stored = self._offered(args, kwargs)
             evicted = before + stored - self.count()
             report.extend((at + ATTEMPTED, offered, at + CAPTURED, offered, at + STORED, stored))
-            report.extend((at + _CAPTURE, seconds, at + EVICTED, max(0, evicted)))
+            report.extend((*timed_call(at, _CAPTURE, seconds), at + EVICTED, max(0, evicted)))
 
         safely = guarded(report, f"{self.path}.add", record)
         blind = report.blind["capture"]
@@ -100,7 +102,7 @@ class IndexedWatch(BaseWatch):
                 return original(*args, **kwargs)
             before = self.count()
             scope.now.storing = self
-            start = now()
+            start = now() if timed[0] else None
             try:
                 out = original(*args, **kwargs)
             except BaseException as exc:
@@ -108,7 +110,7 @@ class IndexedWatch(BaseWatch):
                 raise
             finally:
                 scope.now.storing = None
-            safely(now() - start, before, args, kwargs)
+            safely(None if start is None else now() - start, before, args, kwargs)
             return out
 
         return add
@@ -127,12 +129,13 @@ class IndexedWatch(BaseWatch):
 
     def _search(self, original: Call) -> Call:
         report, scope, now = self._report, self._report.scope, self._report.now
+        timed = report.timed
 
-        def record(seconds: float, out: Any) -> None:
+        def record(seconds: float | None, out: Any) -> None:
             at = report.place(self.layer)
             if at is None:
                 return
-            items: list[Any] = [at + _RETRIEVAL, seconds]
+            items: list[Any] = [*timed_call(at, _RETRIEVAL, seconds)]
             mask = _mask(out)
             if mask is None:
                 returned = returned_entries(out)
@@ -152,7 +155,7 @@ class IndexedWatch(BaseWatch):
             if scope.now.retrieving or graph_task() != -1:
                 return original(*args, **kwargs)
             scope.now.retrieving = True
-            start = now()
+            start = now() if timed[0] else None
             try:
                 out = original(*args, **kwargs)
             except BaseException as exc:
@@ -160,7 +163,7 @@ class IndexedWatch(BaseWatch):
                 raise
             finally:
                 scope.now.retrieving = False
-            safely(now() - start, out)
+            safely(None if start is None else now() - start, out)
             return out
 
         return search

@@ -16,7 +16,7 @@ from cmr_monitor_callbacks.probes.report import compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import BaseWatch, Ways, guarded
 from cmr_monitor_callbacks.probes.wrapping import hook
-from cmr_monitor_callbacks.recording.tally import CALL, PLACES
+from cmr_monitor_callbacks.recording.tally import CALL, PLACES, UNTIMED
 
 _SEEN, _PADDED, _ROWS, _OUTPUTS, _NONFINITE, _ENTROPY = (
     ROW[name]
@@ -36,8 +36,9 @@ _OF_BUFFER: Final = {
     CALL["state refused in a capture"],
 }
 _WITHOUT_CALL: Final = {
-    CALL["state taken"]: CALL["state taken in a capture"],
-    CALL["state refused"]: CALL["state refused in a capture"],
+    place: CALL[f"{name} in a capture"]
+    for name in ("state taken", "state refused")
+    for place in (CALL[name], UNTIMED[CALL[name]])
 }
 _MASKS: Final = {"attention_mask": False, "mask": False, "key_padding_mask": True}
 """Masks of positions by name, and whether what they mark is padding."""

@@ -31,11 +31,13 @@ from cmr_monitor_callbacks.probes.watches.base import (
     method,
     report_error,
     resolved,
+    timed_call,
 )
 from cmr_monitor_callbacks.probes.wrapping import Call, Make, hook
-from cmr_monitor_callbacks.recording.tally import CALL
+from cmr_monitor_callbacks.recording.tally import CALL, UNTIMED
 
 _CALL, _MEMORIES = CALL["reconstruction"], CALL["memories used"]
+_UNTIMED: Final = UNTIMED[_CALL]
 _FIRST: Final = "num_memories_used"
 _METHOD: Final = re.compile(r"reconstruct(_\w+)?$|reweave(_\w+)?$")
 _USED: Final = (_FIRST, "memories_used", "num_memories", "n_memories")
@@ -70,12 +72,14 @@ class ReconstructionWatch(BaseWatch):
         """Compare the states before and after in each call, or in none."""
         self._compare = on
 
-    def _record(self, layer: LayerOf, seconds: float, out: Any, args: Any, kwargs: Any) -> None:
+    def _record(
+        self, layer: LayerOf, seconds: float | None, out: Any, args: Any, kwargs: Any
+    ) -> None:
         report = self._report
         at = report.place(resolved(layer(args, kwargs)))
         if at is None:
             return
-        items: list[Any] = [at + _CALL, seconds]
+        items: list[Any] = [*timed_call(at, _CALL, seconds)]
         info = next((part for part in _parts(out) if isinstance(part, Mapping)), None)
         used, quality = _host(_first(info, _USED)), _host(_first(info, _QUALITY))
         if used is not None:
@@ -91,6 +95,7 @@ class ReconstructionWatch(BaseWatch):
     def _hook(self, ways: Ways) -> None:
         report, scope, now = ways.report, ways.report.scope, ways.report.now
         owner, extend, places = self._owner(), ways.report.extend, ways.report.places
+        timed = report.timed
         layer = layer_of(method(owner, "forward"), self.unnamed_layer)
         by_name, position, default = fast_layer(method(owner, "forward"))
         safely = guarded(report, f"{self.path}.forward", partial(self._record, layer))
@@ -101,24 +106,24 @@ class ReconstructionWatch(BaseWatch):
                 blind[0] = True
                 return
             under = scope.now
-            if under.reconstructing is None and graph_task() == -1:
-                under.reconstructing = now()
+            if not under.reconstructing and graph_task() == -1:
+                under.reconstructing = True
+                under.began = now() if timed[0] else None
 
         def after(_: Any, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             if compiling():
                 blind[0] = True
                 return
             under = scope.now
-            start = under.reconstructing
-            if start is None or graph_task() != -1:
+            if not under.reconstructing or graph_task() != -1:
                 return
-            under.reconstructing = None
+            under.reconstructing, start = False, under.began
             if out is None:  # this hook is called on the way out too
                 raised = sys.exc_info()[1]
                 if raised is not None:
                     report.error("reconstruction", resolved(layer(args, kwargs)), raised, module)
                 return
-            seconds = now() - start
+            seconds = None if start is None else now() - start
             # the usual case without another frame: a layer seen before, the model's own count
             if type(out) is tuple and len(out) == 2 and not self._compare:
                 info = out[1]
@@ -132,7 +137,10 @@ class ReconstructionWatch(BaseWatch):
                     except TypeError:  # an id that cannot be a key
                         at = None
                     if at is not None:
-                        extend((at + _CALL, seconds, at + _MEMORIES, used))
+                        if seconds is None:
+                            extend((at + _UNTIMED, 0, at + _MEMORIES, used))
+                        else:
+                            extend((at + _CALL, seconds, at + _MEMORIES, used))
                         return
             safely(seconds, out, args, kwargs)
 
@@ -145,6 +153,7 @@ class ReconstructionWatch(BaseWatch):
 
     def _maker(self, ways: Ways, name: str) -> Make:
         report, scope, now = ways.report, ways.report.scope, ways.report.now
+        timed = report.timed
         layer = layer_of(method(self._owner(), name), self.unnamed_layer)
         safely = guarded(report, f"{self.path}.{name}", partial(self._record, layer))
         blind = report.blind["reconstruction"]
@@ -155,17 +164,18 @@ class ReconstructionWatch(BaseWatch):
                     blind[0] = True
                     return original(*args, **kwargs)
                 under = scope.now
-                if under.reconstructing is not None or graph_task() != -1:
+                if under.reconstructing or graph_task() != -1:
                     return original(*args, **kwargs)
-                under.reconstructing = start = now()
+                under.reconstructing = True
+                start = now() if timed[0] else None
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
                     report_error(report, "reconstruction", layer, args, kwargs, exc)
                     raise
                 finally:
-                    under.reconstructing = None
-                safely(now() - start, out, args, kwargs)
+                    under.reconstructing = False
+                safely(None if start is None else now() - start, out, args, kwargs)
                 return out
 
             return reconstruct

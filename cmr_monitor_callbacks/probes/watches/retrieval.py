@@ -20,11 +20,13 @@ from cmr_monitor_callbacks.probes.watches.base import (
     method,
     report_error,
     resolved,
+    timed_call,
 )
 from cmr_monitor_callbacks.probes.wrapping import Call, Make
-from cmr_monitor_callbacks.recording.tally import CALL
+from cmr_monitor_callbacks.recording.tally import CALL, UNTIMED
 
 _CALL, _HIT, _MISS = (CALL[name] for name in ("retrieval", "cache hit", "cache miss"))
+_UNTIMED = UNTIMED[_CALL]
 
 
 class CacheCounter:
@@ -81,6 +83,7 @@ class RetrievalWatch(BaseWatch):
 
     def _maker(self, ways: Ways, name: str) -> Make:
         report, scope, now = ways.report, ways.report.scope, ways.report.now
+        timed = report.timed
         cache, extend, places = self._cache, ways.report.extend, ways.report.places
         called = method(self._owner(), name)
         layer = layer_of(called, self.unnamed_layer)
@@ -98,7 +101,7 @@ class RetrievalWatch(BaseWatch):
                     return original(*args, **kwargs)
                 under.retrieving = True
                 hits = None if cache is None else cache.read()
-                start = now()
+                start = now() if timed[0] else None
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
@@ -106,7 +109,7 @@ class RetrievalWatch(BaseWatch):
                     raise
                 finally:
                     under.retrieving = False
-                seconds = now() - start
+                seconds = None if start is None else now() - start
                 # the usual case without another frame: a layer seen before, a list, no cache
                 if cache is None and type(out) is list:
                     try:
@@ -117,7 +120,10 @@ class RetrievalWatch(BaseWatch):
                     except TypeError:  # an id that cannot be a key
                         at = None
                     if at is not None:
-                        extend((at + _CALL, seconds, at + RETURNED, len(out)))
+                        if seconds is None:
+                            extend((at + _UNTIMED, 0, at + RETURNED, len(out)))
+                        else:
+                            extend((at + _CALL, seconds, at + RETURNED, len(out)))
                         return out
                 safely(seconds, out, hits, args, kwargs)
                 return out
@@ -130,7 +136,7 @@ class RetrievalWatch(BaseWatch):
         self,
         report: Report,
         layer: LayerOf,
-        seconds: float,
+        seconds: float | None,
         out: Any,
         hits: Any,
         args: Any,
@@ -140,10 +146,8 @@ class RetrievalWatch(BaseWatch):
         if at is None:
             return
         returned = returned_entries(out)
-        if returned is None:
-            report.extend((at + _CALL, seconds))
-        else:
-            report.extend((at + _CALL, seconds, at + RETURNED, returned))
+        call = timed_call(at, _CALL, seconds)
+        report.extend(call if returned is None else (*call, at + RETURNED, returned))
         if self._cache is not None:
             self._add_cache(report, self._cache, at, hits)
 
