@@ -25,7 +25,7 @@ def profile(
     run: Annotated[
         Path,
         typer.Argument(
-            help="A run's log folder (its newest profile), or a *.profile.json; default: this folder."
+            help="A run's log folder (its newest profile), or a *.profile.json; default: this one."
         ),
     ] = Path(),
     against: Annotated[
