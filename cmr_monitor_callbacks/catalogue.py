@@ -219,6 +219,10 @@ class MetricInfo:
         special = {
             "throughput": "sum of the ranks' rates",
             "tokens_per_second": "sum of the ranks' rates",
+            "collection_rate": "sum of the ranks' rates",
+            "alert_rate": "sum of the ranks' rates",
+            "storage_latency": "rank 0's",
+            "dropped_events": "sum",
             "total_forward_time": "max",
         }
         sampled = _SAMPLED.get(self.name)
@@ -981,6 +985,39 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         "failures",
         "failures",
         "the monitor's own failures",
+        Polarity.LOWER,
+        cumulative=True,
+    ),
+    _score(
+        "monitor",
+        "collection_rate",
+        "events/s",
+        "events recorded since the window before / those seconds; of several ranks their sum",
+        Polarity.NEITHER,
+        logged=False,
+    ),
+    _score(
+        "monitor",
+        "storage_latency",
+        "s",
+        "writing the last window to the history, on rank 0",
+        Polarity.LOWER,
+        logged=False,
+    ),
+    _score(
+        "monitor",
+        "alert_rate",
+        "notices/min",
+        "notices given to the channels in the last 5 minutes / 5",
+        Polarity.LOWER,
+        logged=False,
+    ),
+    _score(
+        "monitor",
+        "dropped_events",
+        "events",
+        "what was recorded and is lost: windows and the like that the history could not keep, "
+        "notices of which too many waited for a channel",
         Polarity.LOWER,
         cumulative=True,
     ),

@@ -215,6 +215,8 @@ class CMRPerformanceMonitor:
 
     def refresh(self) -> None:
         """Before a step: notice objects of the model that were replaced since the last."""
+        if self._own.since is None:
+            self._own.begin(self.clock.monotonic(), self._ledger.events)
         self._listening.refresh(sample=self._begins_last_step())
 
     def _begins_last_step(self) -> bool:
@@ -366,6 +368,8 @@ class CMRPerformanceMonitor:
         self._publish()
         closed = self._ledger.close(self.current_step, self.clock.wall())
         self._own.resources = self.resources.window()
+        rate = self.alerts.rate(self.clock.wall())
+        self._own.close(start, self._ledger.events, self._keeper.latency, rate)
         self._muted, self._mutes = bool(self._mutes), set()
         for request in self._keeper.take_requests():
             with self.guard("a request from outside"):
@@ -929,6 +933,7 @@ class CMRPerformanceMonitor:
             checkpoint=float("checkpoint" in (votes or {})),
             **self._counts(),
             processing_time=self._own.processing_time,
+            **self._own.measured,
             resources=self._own.resources,
             edits=float(len(self._edits)),
         )
@@ -951,7 +956,13 @@ class CMRPerformanceMonitor:
             "events": float(self._ledger.events),
             "invalid_samples": float(self._ledger.invalid_samples),
             "failures": float(self.failures),
+            "dropped_events": float(self._dropped - self._dropped_before),
         }
+
+    @property
+    def _dropped(self) -> int:
+        """What this process lost since it was made."""
+        return self._keeper.lost + self.alerts.delivery.dropped
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -1063,6 +1074,7 @@ class CMRPerformanceMonitor:
         self.current_step = -1
         self.windows = 0
         self._failures.count = 0
+        self._dropped_before = self._dropped
         self._window_begin = -1
         self._mutes = set()
         self._muted = False
@@ -1122,7 +1134,8 @@ class CMRPerformanceMonitor:
             self._failures.count = state["failures"]
             self._ledger.events = state["events"]
             self._ledger.invalid_samples = state["invalid_samples"]
-        self._own.resume({name: state[name] for name in self._counts()})
+            self._dropped_before -= state.get("dropped_events", 0)  # older ones have none
+        self._own.resume({name: state.get(name, 0) for name in self._counts()})
         missing = state["step"] - state["window_end"]
         if missing > 0 and state["ledger"]["window"] is None and first:
             logger.warning(

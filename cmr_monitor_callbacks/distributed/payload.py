@@ -50,7 +50,11 @@ class Header(NamedTuple):
         events: recorded in the window.
         invalid_samples: values not taken in the window.
         failures: failures of the monitor in the window.
+        dropped_events: what was recorded and is lost.
         processing_time: seconds that the last window's end took.
+        collection_rate: events per second of the window; NaN is no data, here and below.
+        storage_latency: seconds that writing the last window took; rank 0's counts.
+        alert_rate: notices per minute.
         edits: bytes of what rank 0 wants changed in the rules.
         resources: what was sampled of this rank's machine, in the order of ``RESOURCE_NAMES``; NaN
             is no data.
@@ -71,7 +75,11 @@ class Header(NamedTuple):
     events: float = 0.0
     invalid_samples: float = 0.0
     failures: float = 0.0
+    dropped_events: float = 0.0
     processing_time: float = 0.0
+    collection_rate: float = math.nan
+    storage_latency: float = math.nan
+    alert_rate: float = 0.0
     edits: float = 0.0
     resources: tuple[float, ...] = NO_RESOURCES
 
@@ -84,8 +92,9 @@ class Header(NamedTuple):
         """The inverse of `numbers`."""
         fields = len(cls._fields) - 1
         # one NaN for all: tuples of it are equal
-        resources = tuple(x if x == x else math.nan for x in numbers[fields:])
-        return cls(**dict(zip(cls._fields, numbers[:fields], strict=False)), resources=resources)
+        known = tuple(x if x == x else math.nan for x in numbers)
+        names = dict(zip(cls._fields, known[:fields], strict=False))
+        return cls(**names, resources=known[fields:])
 
 
 HEADER: Final = len(Header().numbers())

@@ -110,6 +110,7 @@ _TOLD: Final = {metric.name for metric in METRICS} | {
     "overhead_seconds",
     "invalid_samples",
     "failures",
+    "dropped_events",
     "events",
     "straggler_ratio",
 }
