@@ -118,7 +118,7 @@ class Tracking:
         taken = tuple(self._items)
         del self._items[: len(taken)]  # other threads go on adding
         if taken:
-            self._fold(np.array(taken, dtype=np.float64).reshape(-1, _STRIDE))
+            self._fold(np.fromiter(taken, np.float64, len(taken)).reshape(-1, _STRIDE))
         invalid = self._invalid[:]
         del self._invalid[: len(invalid)]
         return invalid
@@ -129,14 +129,7 @@ class Tracking:
         for slot, value, _ in rows[~fine].tolist():
             reason = "out of range" if math.isfinite(value) else "not finite"
             self._refuse(names[int(slot)], repr(value), reason)
-        rows = rows[fine]
-        for slot in np.unique(rows[:, 0]).astype(int).tolist():
-            mine = rows[rows[:, 0] == slot]
-            values, times = mine[:, 1], mine[:, 2]
-            newest = len(times) - 1 - int(times[::-1].argmax())  # of several the one given last
-            found = (values.sum(), values.min(), values.max(), values[newest], times[newest])
-            some = Tracked(float(len(mine)), *map(float, found))
-            self._window = merged(self._window, {names[slot]: some})
+        self._window = merged(self._window, _by_name(rows[fine], names))
 
     def drop(self) -> None:
         """Forget what was not worked out yet."""
@@ -216,6 +209,27 @@ class Tracking:
             self._window = {name: Tracked(*row) for name, row in state["window"].items()}
         for name in (*self.run, *self._window):
             self._slots.setdefault(name, len(self._slots))
+
+
+def _by_name(rows: Table, names: Sequence[str]) -> dict[str, Tracked]:
+    """Samples (slot, value, time), shape ``(samples, 3)``, put together by name."""
+    # by slot, then by time; of several of one time the one given last comes last
+    ordered = rows[np.lexsort((rows[:, 2], rows[:, 0]))]
+    slots, values, times = ordered.T
+    begins = np.flatnonzero(np.diff(slots, prepend=-1.0))
+    if not len(begins):
+        return {}
+    ends = np.append(begins[1:], len(slots)) - 1
+    columns = (
+        1.0 + ends - begins,
+        np.add.reduceat(values, begins),
+        np.minimum.reduceat(values, begins),
+        np.maximum.reduceat(values, begins),
+        values[ends],
+        times[ends],
+    )
+    found = zip(slots[begins].astype(int).tolist(), np.stack(columns, axis=1).tolist(), strict=True)
+    return {names[slot]: Tracked(*row) for slot, row in found}
 
 
 def host_number(value: Any) -> tuple[float, str]:
