@@ -32,6 +32,8 @@ class Tracking:
     >>> tracking = Tracking(Lock(), lambda: 7.0)
     >>> tracking.add("grad_norm", 3)
     >>> tracking.add("grad_norm", torch.tensor(5.0))
+    >>> tracking.fold()
+    []
     >>> tracking.close()
     >>> tracking.finish()["grad_norm"].mean
     4.0

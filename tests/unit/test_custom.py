@@ -129,7 +129,10 @@ def test_names_that_are_none(name: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "feeds"),
     [
-        ("states_stored", r"cmr_capture/states_stored\), fed by CMRProbe.capture\(\) or record_cap"),
+        (
+            "states_stored",
+            r"cmr_capture/states_stored\), fed by CMRProbe.capture\(\) or record_cap",
+        ),
         ("total_captures", r"cmr_capture/states_captured\), fed by CMRProbe.capture\(\)"),
         ("total_entries", r"fed by CMRProbe.buffer\(\)"),
         ("step_time", r"fed by track_performance\(\)"),
