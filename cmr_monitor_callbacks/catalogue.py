@@ -1002,7 +1002,7 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         "storage_latency",
         "s",
         "writing the last window to the history, on rank 0",
-        Polarity.LOWER,
+        Polarity.NEITHER,
         logged=False,
     ),
     _score(
@@ -1010,7 +1010,7 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         "alert_rate",
         "notices/min",
         "notices given to the channels in the last 5 minutes / 5",
-        Polarity.LOWER,
+        Polarity.NEITHER,
         logged=False,
     ),
     _score(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, CUSTOM, Kind, canonical
+from cmr_monitor_callbacks.catalogue import BY_NAME, CUSTOM, Kind, canonical, is_custom
 from cmr_monitor_callbacks.custom import Tracked
 from cmr_monitor_callbacks.layers import LayerId, layer_id, layer_order
 from cmr_monitor_callbacks.nonfinite import nonfinite_counts
@@ -264,7 +264,10 @@ class Snapshot:
 
     def source(self, name: str) -> str:
         """Where a number comes from, such as ``explicit:blocks.4.probe``; empty without data."""
-        info = BY_NAME[self._canonical(name)]
+        name = self._canonical(name)
+        if is_custom(name):
+            return "track_metric"
+        info = BY_NAME[name]
         found = self.sources.get(info.name, self.sources.get(info.numerator))
         return self.sources.get(info.component, "") if found is None else found
 

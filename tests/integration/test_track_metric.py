@@ -19,11 +19,15 @@ from cmr_monitor_callbacks import (
     RunHistory,
 )
 from cmr_monitor_callbacks.alerts import Alert
+from cmr_monitor_callbacks.checking import check
 from cmr_monitor_callbacks.clock import ManualClock
 from cmr_monitor_callbacks.reports import report_of
+from cmr_monitor_callbacks.reports.explaining import explain
+from cmr_monitor_callbacks.rule_tests import run_file
 from tests.integration.event_files import series
 from tests.models import MemoryModule, loader, trainer
 
+MODEL = "tests.models:MemoryModule"
 STRICT = {"on_monitor_error": "raise"}
 
 
@@ -205,6 +209,46 @@ def test_a_long_history_packs_them(tmp_path: Path) -> None:
         found = history.series("grad_norm")
         assert found.count.sum() == count and found.last[-1] == count - 1
         assert found.minimum.min() == 0.0
+
+
+def test_it_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    monitor = loop(history={"file": str(path)})
+    steps(monitor, [1.0], [2.0], [], [])
+    monitor.close_history("completed")
+    assert monitor.snapshot.source("grad_norm") == "track_metric"
+    with RunHistory(path) as history:
+        for name in ("grad_norm", "custom/grad_norm", "cmr_custom/grad_norm"):
+            found = explain(history, name)
+            assert found.facts["source"] == "track_metric"
+            assert "had data last at step 1" in found.verdict
+            assert found.series == {"custom/grad_norm": "1.5 at step 1"}
+        with pytest.raises(KeyError, match="is no number and no rule"):
+            explain(history, "custom/other")
+
+
+def test_rules_on_it_can_be_tested_and_checked(tmp_path: Path) -> None:
+    rule = {"metric": "custom/grad_norm", "condition": ">", "thresholds": {"error": 10}}
+    rules = {"rules": {"big": {**rule, "for": "0 steps", "warmup": False}}}
+    (tmp_path / "rules.yaml").write_text(json.dumps(rules))
+    test = {
+        "input_series": [{"series": "custom/grad_norm", "values": "1 12"}],
+        "alert_rule_test": [
+            {"eval_time": "0m", "alertname": "big"},
+            {
+                "eval_time": "1m",
+                "alertname": "big",
+                "exp_alerts": [{"exp_labels": {"severity": "error"}}],
+            },
+        ],
+    }
+    tests = tmp_path / "tests.yaml"
+    tests.write_text(json.dumps({"rule_files": ["rules.yaml"], "tests": [test]}))
+    outcome = run_file(tests)
+    assert (outcome.expectations, outcome.failures) == (2, [])
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(json.dumps({"alerts": rules}))
+    assert "big" not in [note.rule for note in check(str(settings), model=MODEL).rules]
 
 
 @pytest.mark.parametrize("globs", [["custom/*"], ["custom/grad*"], ["score"]])

@@ -131,7 +131,7 @@ def test_names_that_are_none(name: Any) -> None:
     [
         (
             "states_stored",
-            r"cmr_capture/states_stored\), fed by CMRProbe.capture\(\) or record_cap",
+            r"cmr_capture/states_stored\), fed by CMRProbe.capture\(\) or record",
         ),
         ("total_captures", r"cmr_capture/states_captured\), fed by CMRProbe.capture\(\)"),
         ("total_entries", r"fed by CMRProbe.buffer\(\)"),
