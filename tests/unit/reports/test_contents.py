@@ -121,8 +121,12 @@ def test_what_happened_is_told() -> None:
     assert report["resources"]["memory_size_mb"] == {
         "mean": 150.0,
         "min": 10.0,
+        "p50": 150.0,
+        "p95": pytest.approx(276.0),  # of 10, 20, … 290
         "max": 290.0,
         "last": 290.0,
+        "samples": 29,
+        "unit": "MiB",
     }
 
 
