@@ -14,6 +14,7 @@ Three lists, each made from the one before:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -219,6 +220,10 @@ class MetricInfo:
         special = {
             "throughput": "sum of the ranks' rates",
             "tokens_per_second": "sum of the ranks' rates",
+            "collection_rate": "sum of the ranks' rates",
+            "alert_rate": "sum of the ranks' rates",
+            "storage_latency": "rank 0's",
+            "dropped_events": "sum",
             "total_forward_time": "max",
         }
         sampled = _SAMPLED.get(self.name)
@@ -236,7 +241,7 @@ class MetricInfo:
     @property
     def tag(self) -> str:
         """The tag of the whole model's value, for the training stage."""
-        return f"cmr_{self.component}/{self.name}"
+        return f"cmr_{self.component}/{self.name.removeprefix(CUSTOM)}"
 
 
 _OVER_STEPS = {
@@ -993,6 +998,39 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         cumulative=True,
     ),
     _score(
+        "monitor",
+        "collection_rate",
+        "events/s",
+        "events recorded since the window before / those seconds; of several ranks their sum",
+        Polarity.NEITHER,
+        logged=False,
+    ),
+    _score(
+        "monitor",
+        "storage_latency",
+        "s",
+        "writing the last window to the history, on rank 0",
+        Polarity.NEITHER,
+        logged=False,
+    ),
+    _score(
+        "monitor",
+        "alert_rate",
+        "notices/min",
+        "notices given to the channels in the last 5 minutes / 5",
+        Polarity.NEITHER,
+        logged=False,
+    ),
+    _score(
+        "monitor",
+        "dropped_events",
+        "events",
+        "what was recorded and is lost: windows and the like that the history could not keep, "
+        "notices of which too many waited for a channel",
+        Polarity.LOWER,
+        cumulative=True,
+    ),
+    _score(
         "timing",
         "straggler_ratio",
         "1",
@@ -1034,7 +1072,32 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
 )
 """What the monitor says of itself and of health; computed, not reduced."""
 
-BY_NAME: Final[dict[str, MetricInfo]] = {m.name: m for m in (*METRICS, *OWN_METRICS)}
+CUSTOM: Final = "custom/"
+"""Begins the name of a user's own number wherever metrics are named."""
+CUSTOM_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,99}")
+"""What may stand behind it."""
+
+
+class _ByName(dict[str, MetricInfo]):
+    """The rows by name; one for a user's own number is made when it is asked for."""
+
+    def __missing__(self, name: str) -> MetricInfo:
+        if not is_custom(name):
+            raise KeyError(name)
+        about = f"mean of what track_metric was given as {name.removeprefix(CUSTOM)}"
+        return MetricInfo(name, "custom", Kind.MEAN, "", Polarity.NEITHER, about)
+
+
+def is_custom(name: str) -> bool:
+    """Whether this is the name of a user's own number.
+
+    >>> is_custom("custom/grad_norm"), is_custom("grad_norm")
+    (True, False)
+    """
+    return name.startswith(CUSTOM) and bool(CUSTOM_NAME.fullmatch(name, len(CUSTOM)))
+
+
+BY_NAME: Final[dict[str, MetricInfo]] = _ByName({m.name: m for m in (*METRICS, *OWN_METRICS)})
 _ALIASES: Final[dict[str, str]] = {a: m.name for m in METRICS for a in m.aliases}
 
 
@@ -1047,7 +1110,7 @@ def canonical(name: str) -> str:
     >>> canonical("total_captures"), canonical("states_stored")
     ('states_captured', 'states_stored')
     """
-    if name in BY_NAME:
+    if name in BY_NAME or is_custom(name):
         return name
     if name in _ALIASES:
         return _ALIASES[name]

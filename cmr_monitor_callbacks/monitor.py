@@ -20,7 +20,7 @@ from rich.console import RenderableType
 from torch import nn
 
 from cmr_monitor_callbacks.alerts import Alert, AlertDesk, HealthChange
-from cmr_monitor_callbacks.catalogue import COMPONENTS
+from cmr_monitor_callbacks.catalogue import COMPONENTS, CUSTOM
 from cmr_monitor_callbacks.clock import Clock, SystemClock
 from cmr_monitor_callbacks.config import (
     AlertConfig,
@@ -33,6 +33,7 @@ from cmr_monitor_callbacks.config import (
     as_plain,
     parse,
 )
+from cmr_monitor_callbacks.custom import Tracked, from_table
 from cmr_monitor_callbacks.distributed import (
     LAG,
     Exchanged,
@@ -58,6 +59,7 @@ from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.own import OwnNumbers
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
+from cmr_monitor_callbacks.recording.tracking import Tracking
 from cmr_monitor_callbacks.reports import as_html, report_of, run_summary
 from cmr_monitor_callbacks.resources import ResourceWatch
 from cmr_monitor_callbacks.sampling import Sampling
@@ -71,6 +73,8 @@ DEFAULT_WINDOW = 50
 STATE_VERSION = 1
 _MOST_HELD = 1000
 """Steps whose events may wait in memory to be worked out."""
+Tracks = tuple[Mapping[str, Tracked], Mapping[str, Tracked]]
+"""What users track: of a window, and of the run."""
 _LAST_WAIT = 1.0
 """Seconds that a window under way is waited for when this process leaves the others."""
 
@@ -155,6 +159,7 @@ class CMRPerformanceMonitor:
         self._steps = self._ledger.recorder.steps
         self.lock = self._ledger.lock
         """Held while a window ends: steps, and questions, may come from several threads."""
+        self._tracking = Tracking(self.lock, self.clock.wall)
         self._listening = Listening(
             self._ledger,
             self._kinds,
@@ -228,6 +233,8 @@ class CMRPerformanceMonitor:
 
     def refresh(self) -> None:
         """Before a step: notice objects of the model that were replaced since the last."""
+        if self._own.since is None:
+            self._own.begin(self.clock.monotonic(), self._ledger.events)
         self._listening.refresh()
         sampling, step = self._sampling, self.current_step + 1
         self._listening.time_calls(on=sampling.takes(step))
@@ -293,6 +300,7 @@ class CMRPerformanceMonitor:
         if self._held >= _MOST_HELD:  # a long validation, or a very long window
             self._held = 0
             self._ledger.fold()
+            self._fold_tracked()
         if self._times_steps:
             wall = step if wait is None else step + wait
             times = (step, wait, forward, backward, optimizer, monitor, passes)
@@ -337,6 +345,44 @@ class CMRPerformanceMonitor:
         if "reconstruction" in self._listening.automatic.tells():
             return
         self._record("reconstruction", layer_idx, (memories_used, None, reconstruction_time))
+
+    def track_metric(self, name: str, value: Any, timestamp: float | None = None) -> None:
+        """A number of your own by name: shown, kept and judged beside the monitor's.
+
+        Any thread may call it, many times in a window or not at all. A window has the mean of its
+        samples over all ranks, the run that of all samples. It costs one ``list.extend`` and a
+        reading of the clock: under half a microsecond.
+
+        A value that is no finite number is left out, counted (``cmr_monitor/invalid_samples``) and
+        said once. So is a tensor on a device, for reading it would wait for the device: give its
+        ``.item()`` where that may be.
+
+        Args:
+            name: such as ``"grad_norm"``; not that of a metric. Tag ``cmr_custom/grad_norm``, in
+                rules ``custom/grad_norm``. A run has 64 at most; what has another is counted as a
+                value is that is not taken.
+            value: a number, or a tensor of no dimension on the host.
+            timestamp: when it was measured, seconds since the Unix epoch; None: now. The sample
+                with the greatest is the last.
+
+        Raises:
+            ConfigError: the name is none, or a metric's; the message says what feeds that.
+
+        >>> monitor = CMRPerformanceMonitor({"log_every_n_steps": 1})
+        >>> with monitor.track_performance():
+        ...     monitor.track_metric("grad_norm", 1.5)
+        ...     monitor.track_metric("grad_norm", 2.5)
+        >>> monitor.snapshot.value("grad_norm")
+        2.0
+        """
+        self._tracking.add(name, value, timestamp)
+
+    def _fold_tracked(self) -> None:
+        if self._ledger.stage == "sanity":  # it is thrown away
+            return
+        for sample in self._tracking.fold():
+            self._ledger.invalid_samples += 1
+            self._note_invalid(sample)
 
     def _record(self, kind: str, layer: Hashable, fields: tuple[Any, ...]) -> None:
         if kind in self._kinds and self.config.watches_layer(layer):
@@ -384,9 +430,12 @@ class CMRPerformanceMonitor:
         start = self.clock.monotonic()
         self._listening.poll()
         self._publish()
+        self._fold_tracked()
         closed = self._ledger.close(self.current_step, self.clock.wall())
         self._sampling.window_every = self._sampling.every
         self._own.resources = self.resources.window()
+        rate = self.alerts.rate(self.clock.wall())
+        self._own.close(start, self._ledger.events, self._keeper.latency, rate)
         self._muted, self._mutes = bool(self._mutes), set()
         for request in self._keeper.take_requests():
             with self.guard("a request from outside"):
@@ -396,6 +445,7 @@ class CMRPerformanceMonitor:
             self._send(closed, start)
         else:
             self._apply_edits(self._edits)
+            self._tracking.close()
             self._closed = closed
             if closed.ready:
                 self._publish()
@@ -446,9 +496,11 @@ class CMRPerformanceMonitor:
     def _local_snapshot(self) -> Snapshot:
         reading = self._ledger.peek()
         step, time = self.current_step, self.clock.wall()
+        self._fold_tracked()
         own = {**self.health.numbers(), **self._counts()}
         own["sample_every"] = float(self._sampling.every)
-        return self._snapshot("train", reading, step, time, own=own)
+        tracked = self._tracking.in_hand()
+        return self._snapshot("train", reading, step, time, own=own, tracked=tracked)
 
     @locked
     def flush(self) -> None:
@@ -459,7 +511,7 @@ class CMRPerformanceMonitor:
         if self._ranks.exchange is not None:
             begun = self.current_step > self._window_begin
         else:
-            begun = self._ledger.dirty or self._ledger.recorder.pending
+            begun = self._ledger.dirty or self._ledger.recorder.pending or self._tracking.pending
         if begun:
             self.close_window()
         if self._publish(last=True):  # a checkpoint took that window
@@ -488,6 +540,7 @@ class CMRPerformanceMonitor:
         if stage != "train":
             self._examiner.leave_training()
         self.mute({"sanity": "sanity_check", "val": "validation"}.get(stage, stage))
+        self._fold_tracked()
         self._ledger.enter(stage)
         self._batches = 0
         self._listening.time_calls(on=True)  # of a stage that tells of no batches all calls are
@@ -510,6 +563,7 @@ class CMRPerformanceMonitor:
         ledger.enter("train")
         self._examiner.back_in_training()
         if stage == "sanity":
+            self._tracking.drop()
             self._listening.automatic.begin_anew()
             self._examiner.begin_books()
             return
@@ -578,7 +632,7 @@ class CMRPerformanceMonitor:
         if complete:
             return False
         with self._with_ranks():
-            exchange.agree(self._ledger.layout.layers)
+            exchange.agree(self._ledger.layout.layers, self._tracking.names)
             self._ledger.share(exchange.layout)
         return self._ranks.exchange is not None
 
@@ -603,7 +657,8 @@ class CMRPerformanceMonitor:
         own.update(self._examiner.take_compared())
         own["sample_every"] = float(self._sampling.window_every)
         begin = self.snapshot.step
-        snapshot = self._snapshot("train", reading, closed.step, time, own, exchanged)
+        tracked = self._finish_tracked(exchanged)
+        snapshot = self._snapshot("train", reading, closed.step, time, own, exchanged, tracked)
         if not self._muted:  # else what came between makes the time no measure
             self._sampling.hear(own.get("overhead_fraction", math.nan), begin)
         own.update(self.alerts.report.numbers())  # rules see the verdict before
@@ -634,6 +689,13 @@ class CMRPerformanceMonitor:
                 ledger.shared.column(layer)
         return ledger.finish(moved(window, ledger.layout.layers, ledger.shared.layers), stage)
 
+    def _finish_tracked(self, exchanged: Exchanged | None) -> Tracks:
+        exchange, everybody = self._ranks.exchange, None
+        if exchanged is not None and exchange is not None:
+            everybody = from_table(exchanged.custom, exchange.names)
+        window = self._tracking.finish(everybody)
+        return window, self._tracking.run
+
     def _snapshot(
         self,
         stage: str,
@@ -642,6 +704,7 @@ class CMRPerformanceMonitor:
         time: float,
         own: Mapping[str, float],
         exchanged: Exchanged | None = None,
+        tracked: Tracks = ({}, {}),
     ) -> Snapshot:
         return Snapshot(
             stage=stage,
@@ -661,6 +724,8 @@ class CMRPerformanceMonitor:
             cells=None if exchanged is None else exchanged.cells,
             own_window=self._own.window if stage == "train" else {},
             own_by_rank=self._own.by_rank if stage == "train" else {},
+            custom=tracked[0],
+            custom_run=tracked[1],
         )
 
     # -- history ----------------------------------------------------------------------------
@@ -808,7 +873,8 @@ class CMRPerformanceMonitor:
         """Agree on the layers of all ranks; all of them call it at once, when probes are found."""
         with self._with_ranks():
             ledger = self._ledger
-            layout = self._ranks.begin([*ledger.shared.layers, *ledger.layout.layers])
+            layers = [*ledger.shared.layers, *ledger.layout.layers]
+            layout = self._ranks.begin(layers, self._tracking.names)
             if layout is not None:
                 ledger.share(layout)
                 self._next_end = self.current_step + 1
@@ -852,7 +918,8 @@ class CMRPerformanceMonitor:
         `acknowledge` and `silence`.
 
         Args:
-            metric_name: any name of a metric.
+            metric_name: any name of a metric, or ``custom/`` and a name of `track_metric`; without
+                that word once it was tracked.
             condition: a comparison with a number, such as ``"> 0.1"``, or a function of the value.
             callback: told once when the alert starts firing and once when it ends.
 
@@ -866,6 +933,8 @@ class CMRPerformanceMonitor:
         >>> monitor.set_alert("avg_latency", "> 0.1", print)
         'avg_latency:>'
         """
+        if metric_name in self._tracking.names:
+            metric_name = CUSTOM + metric_name
         return self.alerts.watch(metric_name, condition, callback)
 
     def acknowledge(
@@ -957,6 +1026,7 @@ class CMRPerformanceMonitor:
                 window,
                 ledger.layout.layers,
                 lag,
+                self._tracking,
             )
 
     def _header(
@@ -970,6 +1040,7 @@ class CMRPerformanceMonitor:
             checkpoint=float("checkpoint" in (votes or {})),
             **self._counts(),
             processing_time=self._own.processing_time,
+            **self._own.measured,
             resources=self._own.resources,
             edits=float(len(self._edits)),
         )
@@ -992,7 +1063,13 @@ class CMRPerformanceMonitor:
             "events": float(self._ledger.events),
             "invalid_samples": float(self._ledger.invalid_samples),
             "failures": float(self.failures),
+            "dropped_events": float(self._dropped - self._dropped_before),
         }
+
+    @property
+    def _dropped(self) -> int:
+        """What this process lost since it was made."""
+        return self._keeper.lost + self.alerts.delivery.dropped
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -1043,7 +1120,7 @@ class CMRPerformanceMonitor:
 
         Returns:
             `Snapshot.to_dict` of this moment, beside ``health`` (see `get_health_status`) and
-            ``overhead`` (see `overhead`).
+            ``overhead`` (see `overhead`). Its ``custom`` has what `track_metric` was given.
 
         Raises:
             CMRMonitorError: ``monitoring.enable_real_time`` is false.
@@ -1120,6 +1197,7 @@ class CMRPerformanceMonitor:
         """Forget every number and alert; probes stay attached."""
         self._ledger.clear()
         self._sampling.forget()
+        self._tracking.clear()
         self._examiner.forget()
         self.alerts.clear()
         self._keeper.forget()
@@ -1129,6 +1207,7 @@ class CMRPerformanceMonitor:
         self.current_step = -1
         self.windows = 0
         self._failures.count = 0
+        self._dropped_before = self._dropped
         self._window_begin = -1
         self._mutes = set()
         self._muted = False
@@ -1147,6 +1226,7 @@ class CMRPerformanceMonitor:
         """Forget every number, alert and layer, as for another model; let go of this one first."""
         self.detach()
         self._ledger.forget_layers()
+        self._tracking.forget_names()
         self.reset_metrics()
 
     @locked
@@ -1160,6 +1240,7 @@ class CMRPerformanceMonitor:
             self._publish()
         else:
             self._collect()
+        self._fold_tracked()
         return {
             "version": STATE_VERSION,
             "step": self.current_step,
@@ -1168,6 +1249,7 @@ class CMRPerformanceMonitor:
             "window_end": self._window_begin,
             "sample_every": self._sampling.every,
             "ledger": self._ledger.state(alone=self._ranks.alone),
+            "custom": self._tracking.state(alone=self._ranks.alone),
             "alerts": self.alerts.state(self.clock.wall()),
             "shown": dict(zip(*self.shown(), strict=True)),
         }
@@ -1182,6 +1264,8 @@ class CMRPerformanceMonitor:
         self.reset_metrics()
         first = self._ranks.first
         self._ledger.load(state["ledger"], first=first)
+        if "custom" in state:  # older ones have none
+            self._tracking.load(state["custom"], first=first)
         self.alerts.load(state["alerts"])
         self.current_step = state["step"]
         self.windows = state["windows"]
@@ -1191,7 +1275,8 @@ class CMRPerformanceMonitor:
             self._failures.count = state["failures"]
             self._ledger.events = state["events"]
             self._ledger.invalid_samples = state["invalid_samples"]
-        self._own.resume({name: state[name] for name in self._counts()})
+            self._dropped_before -= state.get("dropped_events", 0)  # older ones have none
+        self._own.resume({name: state.get(name, 0) for name in self._counts()})
         missing = state["step"] - state["window_end"]
         if missing > 0 and state["ledger"]["window"] is None and first:
             logger.warning(

@@ -24,7 +24,7 @@ from cmr_monitor_callbacks.health import AlertEngine, AlertState, GivenNumbers, 
 from cmr_monitor_callbacks.health.notation import expand
 from cmr_monitor_callbacks.layers import LayerId
 
-_SERIES: Final = re.compile(r"\s*(\w+)\s*(?:\{(.*)\})?\s*")
+_SERIES: Final = re.compile(r"\s*(custom/[\w.\-]+|\w+)\s*(?:\{(.*)\})?\s*")
 _LABEL: Final = re.compile(r'\s*(\w+)\s*=\s*"([^"]*)"\s*')
 _PLACES: Final = ("layer", "rank", "metric")
 Place = tuple[str, LayerId | None, int | None]

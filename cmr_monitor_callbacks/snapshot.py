@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, Kind, canonical
+from cmr_monitor_callbacks.catalogue import BY_NAME, CUSTOM, Kind, canonical, is_custom
+from cmr_monitor_callbacks.custom import Tracked
 from cmr_monitor_callbacks.layers import LayerId, layer_id, layer_order
 from cmr_monitor_callbacks.nonfinite import nonfinite_counts
 from cmr_monitor_callbacks.packed import METRIC_ROW, Packed, Reader, read
@@ -48,6 +49,8 @@ class Snapshot:
             each rank; None where there is one process, or where only the ranks' wholes are known.
         own_window: of the monitor's own counters what the window added, by name.
         own_by_rank: the monitor's own numbers that each rank has, by name, shape ``(ranks,)``.
+        custom: what ``track_metric`` was given in the window, by its name.
+        custom_run: the same since the start.
 
     >>> Snapshot.empty("train").value("capture_efficiency")
     nan
@@ -70,6 +73,8 @@ class Snapshot:
     cells: NDArray[np.float64] | None = field(default=None, repr=False)
     own_window: Mapping[str, float] = field(default_factory=dict, repr=False)
     own_by_rank: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    custom: Mapping[str, Tracked] = field(default_factory=dict, repr=False)
+    custom_run: Mapping[str, Tracked] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(cls, stage: str) -> Snapshot:
@@ -109,7 +114,8 @@ class Snapshot:
         """One number.
 
         Args:
-            name: any name of a metric.
+            name: any name of a metric; what ``track_metric`` was given by its name, or with
+                ``custom/`` before it.
             layer: id of a layer; None: the model as a whole.
             rank: a rank; None: over all ranks. A rank's layers are known of the last window alone.
             over: since the start of the stage (``run``) or in the last window.
@@ -121,7 +127,7 @@ class Snapshot:
             KeyError: no metric has that name; the message names the nearest.
             ValueError: ``over`` is neither ``run`` nor ``window``, or there is no such rank.
         """
-        name = canonical(name)
+        name = self._canonical(name)
         _check_over(over)
         if rank is not None and not 0 <= rank < self.world_size:
             raise ValueError(f"rank must be in 0..{self.world_size - 1}, got {rank}")
@@ -142,7 +148,11 @@ class Snapshot:
         return float((self.run if over == "run" else self.window)[row, column])
 
     def own_value(self, name: str, rank: int | None, over: Over) -> float:
-        """One of the monitor's own numbers, of the whole or of a rank; NaN is no data."""
+        """A number of the monitor's own or of the user's, of the whole or a rank; NaN: no data."""
+        if name.startswith(CUSTOM):
+            tracked = self.custom_run if over == "run" else self.custom
+            found = tracked.get(name.removeprefix(CUSTOM)) if rank is None else None
+            return math.nan if found is None else found.mean
         if rank is None and over == "window" and name in self.own_window:
             return self.own_window[name]
         if rank is None:
@@ -254,14 +264,19 @@ class Snapshot:
 
     def source(self, name: str) -> str:
         """Where a number comes from, such as ``explicit:blocks.4.probe``; empty without data."""
-        name = canonical(name)
-        info = BY_NAME[canonical(name)]
+        name = self._canonical(name)
+        if is_custom(name):
+            return "track_metric"
+        info = BY_NAME[name]
         found = self.sources.get(info.name, self.sources.get(info.numerator))
         return self.sources.get(info.component, "") if found is None else found
 
     def unit(self, name: str) -> str:
         """The unit of a number."""
-        return BY_NAME[canonical(name)].unit
+        return BY_NAME[self._canonical(name)].unit
+
+    def _canonical(self, name: str) -> str:
+        return CUSTOM + name if name in self.custom_run else canonical(name)
 
     def to_dict(self, over: Over = "run") -> dict[str, Any]:
         """The specification's dictionaries, with its keys; numbers without data are left out.
@@ -271,7 +286,9 @@ class Snapshot:
 
         Returns:
             ``metrics``, ``buffer_stats`` and ``retrieval_stats``, beside ``stage``, ``step``,
-            ``time`` and ``over``. Counts are ints, layers are their ids.
+            ``time`` and ``over``; ``custom``: of each number that ``track_metric`` was given its
+            mean, min, max, last, count and the time of the last. Counts are ints, layers are their
+            ids.
         """
         return {
             "stage": self.stage,
@@ -284,6 +301,10 @@ class Snapshot:
             },
             "buffer_stats": self._named(_BUFFER_KEYS, over),
             "retrieval_stats": self._named(_RETRIEVAL_KEYS, over),
+            "custom": {
+                name: tracked.to_dict()
+                for name, tracked in (self.custom_run if over == "run" else self.custom).items()
+            },
         }
 
     def _column(self, layer: LayerId | None) -> int | None:

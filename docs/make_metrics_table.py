@@ -42,6 +42,9 @@ totals, which stand where no layer gives its own.
 **Stages.** Training fills these tags. Validation, test and prediction are logged once at their end, under
 `cmr_val_<component>/…` and so on; the sanity check is thrown away.
 
+**Your own.** What `track_metric` was given is `custom/<name>`, logged as `cmr_custom/<name>`: sum / count over steps and
+ranks, of the whole alone ([numbers of your own](loops.md#numbers-of-your-own)).
+
 | component | metric | kind | unit | over steps | over layers | over ranks | logged | good | what it is |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """

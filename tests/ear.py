@@ -12,6 +12,7 @@ class Ear:
     def __init__(self) -> None:
         self.notices: list[Notice] = []
         self.around = Surroundings()
+        self.dropped = 0
 
     @property
     def heard(self) -> list[str]:

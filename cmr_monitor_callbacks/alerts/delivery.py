@@ -74,6 +74,11 @@ class Delivery:
         """By channel: notices ``sent``, ``lost`` and tries that were ``retried``."""
         return {name: dict(counts) for line in self._lines for name, counts in line.counts.items()}
 
+    @property
+    def dropped(self) -> int:
+        """Notices that were lost before a channel had them, counted once for each channel."""
+        return sum(line.dropped for line in self._lines)
+
     def flush(self, timeout: float = FLUSH, *, remote: bool = True) -> bool:
         """Wait until all is delivered, but not longer than so many seconds.
 
@@ -127,6 +132,7 @@ class _Line:
         self._retries = 0 if remote is None else remote.retries
         self._backoff = 0.0 if remote is None else remote.backoff
         self.counts = {name: {"sent": 0, "lost": 0, "retried": 0} for name in channels}
+        self.dropped = 0
         self._queue: deque[Notice] = deque()
         self._failures: deque[tuple[str, Exception]] = deque(maxlen=100)
         self._begin_anew()
@@ -211,6 +217,7 @@ class _Line:
         for name, (_, config) in self._channels.items():
             if _concerning(notice, config) is not None:
                 self.counts[name]["lost"] += 1
+                self.dropped += 1
                 self._failures.append((f"channel {name}", RuntimeError(f"a notice is lost: {why}")))
 
     def _run(self) -> None:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from cmr_monitor_callbacks.alerts.delivery import Delivery
 from cmr_monitor_callbacks.alerts.edits import Edits, silence_from
@@ -38,6 +38,10 @@ from cmr_monitor_callbacks.snapshot import Snapshot
 from cmr_monitor_callbacks.stall import StallReport
 
 logger = logging.getLogger(__name__)
+RATE_MINUTES: Final = 5
+"""Minutes over which notices are counted for their rate."""
+_COUNTED: Final = 10_000
+"""Notices of that time that are counted at most."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ class AlertDesk:
         self._saved: float | None = None
         self._warm = not (self._config.warmup.steps or self._until)
         self._told = 0
+        self._told_at: deque[float] = deque(maxlen=_COUNTED)
 
     @property
     def config(self) -> AlertConfig:
@@ -251,9 +256,20 @@ class AlertDesk:
             return
         for notice in notices:
             self._told += 1
+            self._told_at.append(now)
             self.delivery.submit(notice)
         for transition in transitions:
             self._watches.tell(transition, self.note)
+
+    def rate(self, now: float) -> float:
+        """Notices per minute that this process gave to its channels in the last minutes.
+
+        Args:
+            now: seconds since the Unix epoch.
+        """
+        # a copy: the watchdog's thread may tell meanwhile
+        recent = [time for time in self._told_at.copy() if time > now - 60 * RATE_MINUTES]
+        return len(recent) / RATE_MINUTES
 
     def _act(self, transitions: Sequence[Transition]) -> None:
         rules = {rule.name: rule for rule in self.rules}
@@ -310,6 +326,7 @@ class AlertDesk:
             "docs/runbooks/training_stalled.md",
         )
         group = {name: labels[name] for name in ("alert", "component")}
+        self._told_at.append(now)
         self.delivery.submit(Notice((alert,), severity, report.resumed, report.step, now, group))
         before = Phase.FIRING if report.again or report.resumed else Phase.INACTIVE
         state = AlertState(

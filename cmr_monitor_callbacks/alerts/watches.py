@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cmr_monitor_callbacks.alerts.notice import Alert
-from cmr_monitor_callbacks.catalogue import canonical
+from cmr_monitor_callbacks.catalogue import CUSTOM, canonical, is_custom
 from cmr_monitor_callbacks.config.conditions import parse_comparison
 from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.health import AlertRule, Severity, Threshold, Transition
@@ -39,7 +39,10 @@ class Watches:
         try:
             name = canonical(metric)
         except KeyError as error:
-            raise ConfigError(f"metric_name: {error.args[0]}") from None
+            own = ""
+            if is_custom(CUSTOM + metric):
+                own = f"; a number of track_metric is {CUSTOM + metric!r} until it was tracked"
+            raise ConfigError(f"metric_name: {error.args[0]}{own}") from None
         if not callable(callback):
             raise ConfigError(f"callback must be callable, got {callback!r}")
         rule = self._rule(name, condition)

@@ -14,6 +14,7 @@ from cmr_monitor_callbacks.catalogue import (
     STATISTICS,
     Kind,
     MetricInfo,
+    is_custom,
 )
 from cmr_monitor_callbacks.config import MonitoringConfig, ResourcesConfig
 from cmr_monitor_callbacks.layers import LayerId
@@ -86,6 +87,8 @@ class Sources:
             by_layer: whether it is that of a layer.
         """
         metric = BY_NAME[name]
+        if is_custom(name):  # a call of track_metric gives it, which may stand anywhere
+            return ""
         off = self._switched_off(metric)
         if off:
             return f"{name} needs the component {off}, which monitoring.components switches off"
@@ -117,7 +120,7 @@ class Sources:
 
     def was_quiet(self, name: str) -> bool:
         """Whether a metric had no data in the passes, though one would give it."""
-        if self.seen is None or name in self.seen:
+        if self.seen is None or name in self.seen or is_custom(name):
             return False
         own_source = self.of(BY_NAME[name]).startswith(("timer:", "batch:", "self"))
         return not own_source

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import eq, ge, gt, le, lt, ne
 from typing import Any, Final
 
-from cmr_monitor_callbacks.catalogue import canonical
+from cmr_monitor_callbacks.catalogue import canonical, is_custom
 from cmr_monitor_callbacks.errors import nearest
 
 COMPARISONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
@@ -23,7 +23,8 @@ COMPARISONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
 
 _NUMBER: Final = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _COMPARISON: Final = re.compile(rf"\s*(>=|<=|==|!=|>|<)\s*({_NUMBER})\s*")
-_TERM: Final = re.compile(rf"\s*((?:whole\.)?\w+)\s*(>=|<=|==|!=|>|<)\s*({_NUMBER})\s*")
+_NAME: Final = r"(?:whole\.)?\w+|custom/[\w.\-]+"
+_TERM: Final = re.compile(rf"\s*({_NAME})\s*(>=|<=|==|!=|>|<)\s*({_NUMBER})\s*")
 
 
 def parse_comparison(text: str) -> tuple[str, float]:
@@ -88,7 +89,7 @@ def _term(text: str, also: set[str]) -> Comparison:
             f"{text.strip()!r} is no comparison of a metric with a number, such as "
             "'utilization_rate >= 0.95'"
         )
-    prefix, _, name = found[1].rpartition(".")
+    prefix, _, name = ("", "", found[1]) if is_custom(found[1]) else found[1].rpartition(".")
     if name not in also:
         try:
             name = canonical(name)

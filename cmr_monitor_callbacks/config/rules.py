@@ -7,7 +7,13 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, Kind, canonical
+from cmr_monitor_callbacks.catalogue import (
+    BY_NAME,
+    HEALTH_COMPONENTS,
+    Kind,
+    canonical,
+    is_custom,
+)
 from cmr_monitor_callbacks.config.conditions import parse_expression
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.spans import Span
@@ -158,7 +164,7 @@ class RuleConfig(Settings):
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, name: str) -> str:
-        if any(sign in name for sign in "*?[|"):
+        if _is_glob(name):
             if not any(matches(name, metric) for metric in BY_NAME):
                 raise ValueError(f"{name!r} matches no metric")
             return name
@@ -233,16 +239,33 @@ class RuleConfig(Settings):
         for name in ("layer", "rank"):
             if getattr(self.reduce, name) != "none" and getattr(self.select, name) is None:
                 raise ValueError(f"reduce.{name} needs select.{name}, such as '*'")
-        info = BY_NAME.get(self.metric)
+        info = None if self.metric_is_glob else BY_NAME[self.metric]
+        self._check_custom()
         if info is not None and self.select.layer is not None and info.kind is Kind.SCORE:
             raise ValueError(f"{self.metric} is of the whole; leave select.layer out")
         if info is not None and self.select.rank is not None and info.kind is Kind.QUANTILE:
             raise ValueError(f"{self.metric} is known over all ranks only; leave select.rank out")
         if self.when is not None and (self.reduce.layer, self.reduce.rank) != ("none", "none"):
             raise ValueError("when speaks of single series; leave reduce out")
-        if self.select.component is not None and self.metric in BY_NAME:
+        if self.select.component is not None and info is not None:
             raise ValueError("select.component needs a glob as metric, such as '*'")
         return self
+
+    @property
+    def metric_is_glob(self) -> bool:
+        """Whether ``metric`` may mean several."""
+        return _is_glob(self.metric)
+
+    def _check_custom(self) -> None:
+        """A user's own number is of all ranks and of the whole."""
+        if not is_custom(self.metric):
+            return
+        if self.select.layer is not None or self.select.rank is not None:
+            raise ValueError(f"{self.metric} is of the whole; leave select.layer and .rank out")
+        if self.condition == "nonfinite":
+            raise ValueError(
+                f"{self.metric} has finite values alone; those that were not are in invalid_samples"
+            )
 
     def _check_threshold(self, severity: str, threshold: ThresholdConfig) -> None:
         where = f"thresholds.{severity}"
@@ -290,3 +313,7 @@ def _recovers(condition: str, fire: Number, recover: Number) -> bool:
 
 def _shown(value: Number) -> str:
     return str(list(value)) if isinstance(value, tuple) else f"{value:g}"
+
+
+def _is_glob(name: str) -> bool:
+    return any(sign in name for sign in "*?[|")

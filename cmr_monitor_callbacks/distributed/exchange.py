@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
 
 import numpy as np
 
+from cmr_monitor_callbacks.custom import MOST, Table, as_table
 from cmr_monitor_callbacks.distributed.group import ExchangeError, Pending, RankGroup
 from cmr_monitor_callbacks.distributed.merge import Exchanged, with_new_layers
 from cmr_monitor_callbacks.distributed.payload import Header, encode, layout_hash, payload_length
@@ -21,6 +23,32 @@ from cmr_monitor_callbacks.layers import LayerId, Layout
 from cmr_monitor_callbacks.packed import Packed
 
 
+class Custom(Protocol):
+    """What is tracked on this rank."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Its names."""
+        ...
+
+    def send(self, names: Sequence[str]) -> Table:
+        """Take out the numbers of the agreed names; those of others wait."""
+        ...
+
+
+class _NothingTracked:
+    """A rank, or a stage, in which nothing is tracked."""
+
+    names = ()
+
+    def send(self, names: Sequence[str]) -> Table:
+        """No samples of any name."""
+        return as_table({}, names)
+
+
+NOTHING_TRACKED: Final[Custom] = _NothingTracked()
+
+
 class Exchange:
     """Puts the ranks' windows together.
 
@@ -28,36 +56,54 @@ class Exchange:
         group: the ranks.
         route: how their numbers reach each other.
         layers: those that this rank holds now; all ranks make their `Exchange` at once.
+        names: what a user tracks on this rank now.
 
     Raises:
         ExchangeError: the ranks did not come to an agreement.
     """
 
-    def __init__(self, group: RankGroup, route: Route, layers: Iterable[LayerId]) -> None:
+    def __init__(
+        self,
+        group: RankGroup,
+        route: Route,
+        layers: Iterable[LayerId],
+        names: Iterable[str] = (),
+    ) -> None:
         self.group = group
         self._route = route
         self.windows = 0
         self.layout = Layout()
         """The layers of all ranks: the columns of what is exchanged."""
+        self.names: tuple[str, ...] = ()
+        """What users track on any rank, `custom.MOST` names at most."""
         self._pending: Pending[Exchanged] | None = None
         self.withheld: Packed | None = None
         """This rank's numbers of layers that were not agreed on when its last window was sent."""
-        self.agree(layers)
+        self.agree(layers, names)
 
-    def agree(self, layers: Iterable[LayerId]) -> None:
-        """Take in the layers of all ranks, in the same order on each; waits for the others.
+    def agree(self, layers: Iterable[LayerId], names: Iterable[str] = ()) -> None:
+        """Take in the layers and names of all ranks, in the same order on each; waits for them.
 
         Raises:
             ExchangeError: a rank did not take part in time, or two layers would look alike.
         """
-        mine = json.dumps([layer for layer in layers if layer not in self.layout.layers]).encode()
+        new = [layer for layer in layers if layer not in self.layout.layers]
+        mine = json.dumps([new, self._new(names)]).encode()
         for text in self.group.submit(lambda: self.group.gather_bytes(mine)).take():
-            for layer in json.loads(text):
+            their_layers, their_names = json.loads(text)
+            for layer in their_layers:
                 try:
                     self.layout.column(layer)
                 except LayerError as error:
                     raise ExchangeError(str(error)) from error
-        self._hash = layout_hash(self.layout.layers)
+            self.names = tuple(dict.fromkeys((*self.names, *their_names)))[:MOST]
+        self._hash = layout_hash(self.layout.layers, self.names)
+
+    def _new(self, names: Iterable[str]) -> list[str]:
+        """Names to agree on; where there is no room for any more, none."""
+        if len(self.names) >= MOST:
+            return []
+        return [name for name in names if name not in self.names]
 
     def first_text(self, text: str) -> str:
         """Rank 0's text, on every rank; waits for the others.
@@ -72,7 +118,7 @@ class Exchange:
     @property
     def payload_length(self) -> int:
         """Float64 numbers that a rank sends for a window."""
-        return payload_length(self.layout.width)
+        return payload_length(self.layout.width, len(self.names))
 
     @property
     def under_way(self) -> bool:
@@ -84,7 +130,12 @@ class Exchange:
         return self._pending is not None and self._pending.done(seconds)
 
     def launch(
-        self, header: Header, reason: str, window: Packed, layers: Sequence[LayerId]
+        self,
+        header: Header,
+        reason: str,
+        window: Packed,
+        layers: Sequence[LayerId],
+        custom: Custom = NOTHING_TRACKED,
     ) -> Packed:
         """Send this rank's window; its numbers of layers not agreed on yet wait for the next one.
 
@@ -94,6 +145,7 @@ class Exchange:
             window: this rank's statistics, one column for the whole and one for each of ``layers``;
                 not to be changed any more.
             layers: this rank's, in its own order.
+            custom: what is tracked on this rank, of which the agreed names are sent.
 
         Returns:
             the window, with what waited for it.
@@ -113,11 +165,11 @@ class Exchange:
             rank=float(self.group.rank),
             layout=self._hash,
             window=float(self.windows),
-            new_layers=float(len(new)),
+            new_layers=float(len(new) + len(self._new(custom.names))),
         )
-        agreed = moved(window, layers, known)
+        agreed, tracked = moved(window, layers, known), custom.send(self.names)
         self._pending = self.group.submit(
-            lambda: self._route(encode(header, reason, agreed), agreed.width)
+            lambda: self._route(encode(header, reason, agreed, tracked), agreed.width)
         )
         self.windows += 1
         return window
@@ -136,12 +188,15 @@ class Exchange:
             self.withheld = None  # whoever sent the window has all of it
             raise
 
-    def take_all(self, header: Header, layers: Sequence[LayerId]) -> Exchanged:
+    def take_all(
+        self, header: Header, layers: Sequence[LayerId], custom: Custom = NOTHING_TRACKED
+    ) -> Exchanged:
         """As `take`, with the numbers of new layers: no window follows that could have them.
 
         Args:
             header: as it was sent.
             layers: this rank's, as they were sent.
+            custom: what is tracked on this rank.
 
         Raises:
             ExchangeError: as `take`, or two layers would look alike.
@@ -149,8 +204,8 @@ class Exchange:
         first = self.take()
         if not any(other.new_layers for other in first.headers):
             return first
-        self.agree(layers)
-        self.launch(header, "", Packed.empty(1 + len(layers)), layers)
+        self.agree(layers, custom.names)
+        self.launch(header, "", Packed.empty(1 + len(layers)), layers, custom)
         return with_new_layers(first, self.take())
 
 

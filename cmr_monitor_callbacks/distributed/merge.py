@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS, Store
+from cmr_monitor_callbacks.custom import NO_NAMES, Table, whole_of
 from cmr_monitor_callbacks.distributed.group import ExchangeError
 from cmr_monitor_callbacks.distributed.payload import Header, Ranks, reason_of
 from cmr_monitor_callbacks.histogram import BUCKETS
@@ -29,6 +30,7 @@ class Exchanged:
         by_rank: column ``1 + r`` is rank ``r``'s, column 0 is empty, durations are left out.
         cells: shape ``(ranks, 2 * statistics, width)``: values, then samples, of each rank; None
             where the ranks' numbers were put together on the way.
+        custom: what users track, of all ranks together, in the order of the agreed names.
     """
 
     headers: Sequence[Header]
@@ -36,6 +38,7 @@ class Exchanged:
     statistics: Packed
     by_rank: Packed
     cells: NDArray[np.float64] | None = None
+    custom: Table = field(default_factory=lambda: NO_NAMES)
 
     @property
     def first(self) -> Header:
@@ -80,7 +83,7 @@ def merge(ranks: Ranks) -> Exchanged:
     apart = Packed.empty(1 + len(cells))
     by_rank[:, _GAUGES] = _whole_of_ranks(given)
     apart.values[:, 1:], apart.samples[:, 1:] = by_rank[:, :rows].T, by_rank[:, rows:].T
-    return Exchanged(ranks.headers, ranks.texts, whole, apart, cells)
+    return Exchanged(ranks.headers, ranks.texts, whole, apart, cells, whole_of(ranks.custom))
 
 
 def join(parts: Sequence[Exchanged]) -> Exchanged:
@@ -96,7 +99,9 @@ def join(parts: Sequence[Exchanged]) -> Exchanged:
         columns = [getattr(part.by_rank, name)[:, 1:] for part in parts]
         getattr(apart, name)[:, 1:] = np.concatenate(columns, axis=1)
     headers = [header for part in parts for header in part.headers]
-    return Exchanged(headers, [text for part in parts for text in part.texts], statistics, apart)
+    texts = [text for part in parts for text in part.texts]
+    custom = whole_of(np.stack([part.custom for part in parts]))
+    return Exchanged(headers, texts, statistics, apart, custom=custom)
 
 
 def with_new_layers(first: Exchanged, rest: Exchanged) -> Exchanged:
@@ -110,7 +115,10 @@ def with_new_layers(first: Exchanged, rest: Exchanged) -> Exchanged:
     gauges = np.stack((apart.values[_GAUGES], rest.by_rank.values[_GAUGES]))
     apart.add(rest.by_rank)
     apart.values[_GAUGES] = sum_of_given(gauges, axis=0)
-    return Exchanged(first.headers, first.texts, whole, apart)
+    custom = rest.custom.copy()
+    known = len(first.custom)
+    custom[:known] = whole_of(np.stack((rest.custom[:known], first.custom)))
+    return Exchanged(first.headers, first.texts, whole, apart, custom=custom)
 
 
 def _whole_of_ranks(given: NDArray[np.float64]) -> NDArray[np.float64]:

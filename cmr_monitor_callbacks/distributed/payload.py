@@ -1,7 +1,8 @@
 """What one rank tells the others at the end of a window: one vector of float64.
 
-A header of numbers and a short text, then the window's packed statistics on the agreed layers. Its
-length depends only on how many layers were agreed on, for gloo ends a process whose vector is of
+A header of numbers and a short text, then the window's packed statistics on the agreed layers, and
+what a user tracks under the agreed names. Its length depends only on how many of both were agreed
+on, for gloo ends a process whose vector is of
 another length than its peer's. Histograms and numbers of samples travel as 32-bit counts, two to a
 float64; bits are copied, never calculated with.
 """
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import RESOURCE_NAMES, STATISTICS, TIMERS
+from cmr_monitor_callbacks.custom import NO_NAMES, WIDTH, Table
 from cmr_monitor_callbacks.histogram import BUCKETS
 from cmr_monitor_callbacks.layers import LayerId
 from cmr_monitor_callbacks.packed import Packed
@@ -44,13 +46,17 @@ class Header(NamedTuple):
         window: how many windows were exchanged before.
         next_step: last step of the next window, as this rank proposes it; rank 0's counts.
         time: when the window ended, seconds since the Unix epoch; rank 0's counts.
-        new_layers: layers that this rank holds and that were not agreed on.
+        new_layers: layers that this rank holds, and names that it tracks, that were not agreed on.
         stop: whether this rank asks to stop training.
         checkpoint: whether this rank asks for a checkpoint.
         events: recorded in the window.
         invalid_samples: values not taken in the window.
         failures: failures of the monitor in the window.
+        dropped_events: what was recorded and is lost.
         processing_time: seconds that the last window's end took.
+        collection_rate: events per second of the window; NaN is no data, here and below.
+        storage_latency: seconds that writing the last window took; rank 0's counts.
+        alert_rate: notices per minute.
         edits: bytes of what rank 0 wants changed in the rules.
         resources: what was sampled of this rank's machine, in the order of ``RESOURCE_NAMES``; NaN
             is no data.
@@ -71,7 +77,11 @@ class Header(NamedTuple):
     events: float = 0.0
     invalid_samples: float = 0.0
     failures: float = 0.0
+    dropped_events: float = 0.0
     processing_time: float = 0.0
+    collection_rate: float = math.nan
+    storage_latency: float = math.nan
+    alert_rate: float = 0.0
     edits: float = 0.0
     resources: tuple[float, ...] = NO_RESOURCES
 
@@ -84,8 +94,9 @@ class Header(NamedTuple):
         """The inverse of `numbers`."""
         fields = len(cls._fields) - 1
         # one NaN for all: tuples of it are equal
-        resources = tuple(x if x == x else math.nan for x in numbers[fields:])
-        return cls(**dict(zip(cls._fields, numbers[:fields], strict=False)), resources=resources)
+        known = tuple(x if x == x else math.nan for x in numbers)
+        names = dict(zip(cls._fields, known[:fields], strict=False))
+        return cls(**names, resources=known[fields:])
 
 
 HEADER: Final = len(Header().numbers())
@@ -110,16 +121,26 @@ def reason_of(kind: str, text: str) -> str:
     return [*text.split("\n"), ""][KINDS.index(kind)]
 
 
-def layout_hash(layers: Sequence[LayerId]) -> float:
+def layout_hash(layers: Sequence[LayerId], names: Sequence[str] = ()) -> float:
     """A number that tells layouts apart, and versions that count other things; exact in float64."""
-    names = [s.name for s in STATISTICS] + [f"{c}/{n}" for c, n in TIMERS] + [BUCKETS]
-    digest = hashlib.sha256(json.dumps([names, RESOURCE_NAMES, list(layers)]).encode()).digest()
+    rows = [s.name for s in STATISTICS] + [f"{c}/{n}" for c, n in TIMERS] + [BUCKETS]
+    known = [rows, RESOURCE_NAMES, list(layers), list(names)]
+    digest = hashlib.sha256(json.dumps(known).encode()).digest()
     return float(int.from_bytes(digest[:6], "big"))
 
 
-def payload_length(width: int) -> int:
-    """Float64 numbers in a payload of so many columns."""
-    return _START + _ROWS * width + _words(width) + 2 * len(TIMERS)
+def payload_length(width: int, names: int = 0) -> int:
+    """Float64 numbers in a payload of so many columns and names of a user's own numbers."""
+    return _START + _ROWS * width + _words(width) + 2 * len(TIMERS) + names * WIDTH
+
+
+def names_in(length: int, width: int) -> int:
+    """How many names a payload of such a length has.
+
+    >>> names_in(payload_length(13, 5), 13)
+    5
+    """
+    return (length - payload_length(width)) // WIDTH
 
 
 def _words(width: int) -> int:
@@ -127,8 +148,10 @@ def _words(width: int) -> int:
     return -(-(_ROWS * width + _BUCKETS) // 2)
 
 
-def encode(header: Header, text: str, packed: Packed) -> NDArray[np.float64]:
-    """One rank's vector, shape ``(payload_length(packed.width),)``."""
+def encode(
+    header: Header, text: str, packed: Packed, custom: Table = NO_NAMES
+) -> NDArray[np.float64]:
+    """One rank's vector, shape ``(payload_length(packed.width, len(custom)),)``."""
     counts = np.zeros(2 * _words(packed.width), dtype=np.uint32)
     cells = packed.samples.size
     counts[:cells] = np.minimum(packed.samples, _MOST).ravel()
@@ -141,6 +164,7 @@ def encode(header: Header, text: str, packed: Packed) -> NDArray[np.float64]:
             packed.values.ravel(),
             counts.view(np.float64),
             packed.extremes.ravel(),
+            custom.ravel(),
         )
     )
 
@@ -155,6 +179,7 @@ class Ranks:
         cells: shape ``(ranks, 2 * statistics, width)``, float64: values, then samples.
         counts: shape ``(ranks, timers * BUCKETS)``, uint32.
         extremes: shape ``(ranks, timers, 2)``, float64.
+        custom: shape ``(ranks, names, 6)``, see `custom.Table`.
     """
 
     headers: list[Header]
@@ -162,6 +187,7 @@ class Ranks:
     cells: NDArray[np.float64]
     counts: NDArray[np.uint32]
     extremes: NDArray[np.float64]
+    custom: NDArray[np.float64]
 
 
 def decode(matrix: NDArray[np.float64], width: int) -> Ranks:
@@ -172,6 +198,7 @@ def decode(matrix: NDArray[np.float64], width: int) -> Ranks:
     texts = [_text(row) if spoke else "" for row in matrix[:, HEADER:_START]]
     at = _START + cells
     extremes = at + _words(width)
+    custom = extremes + 2 * len(TIMERS)
     counts = np.ascontiguousarray(matrix[:, at:extremes]).view(np.uint32)
     values = matrix[:, _START:at]
     both = np.concatenate((values, counts[:, :cells].astype(np.float64)), axis=1)
@@ -180,7 +207,8 @@ def decode(matrix: NDArray[np.float64], width: int) -> Ranks:
         texts,
         both.reshape(size, 2 * _ROWS, width),
         counts[:, cells : cells + _BUCKETS],
-        matrix[:, extremes:].reshape(size, len(TIMERS), 2),
+        matrix[:, extremes:custom].reshape(size, len(TIMERS), 2),
+        matrix[:, custom:].reshape(size, -1, WIDTH),
     )
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS
+from cmr_monitor_callbacks.custom import WIDTH
 from cmr_monitor_callbacks.distributed.group import ExchangeError, Group, RankGroup, Vector
 from cmr_monitor_callbacks.distributed.merge import Exchanged, check, join, merge
-from cmr_monitor_callbacks.distributed.payload import HEADER, TEXT, Header, decode
+from cmr_monitor_callbacks.distributed.payload import HEADER, TEXT, Header, decode, names_in
 from cmr_monitor_callbacks.histogram import BUCKETS
 from cmr_monitor_callbacks.packed import Packed
 
@@ -75,18 +76,20 @@ class _Tree:
 
     def __call__(self, vector: Vector, width: int) -> Exchanged:
         ranks = decode(self._inside.gather(vector), width)
+        names = names_in(len(vector), width)
         if self._among is None:
-            row = np.empty(part_length(width, self._size))
+            row = np.empty(part_length(width, self._size, names))
             self._inside.broadcast(row)
             return _unpack(row, width, self._size)
         try:
             check(ranks.headers, ranks.headers[0])
             part = _pack(merge(ranks), self._most)
         except ExchangeError:
-            part = np.full(part_length(width, self._most), -1.0)  # the other nodes must not wait
-        return self._finish(part, width)
+            # the other nodes must not wait
+            part = np.full(part_length(width, self._most, names), -1.0)
+        return self._finish(part, width, names)
 
-    def _finish(self, part: Vector, width: int) -> Exchanged:
+    def _finish(self, part: Vector, width: int, names: int) -> Exchanged:
         """A leader's work: the other nodes' parts, and the whole for its own node."""
         assert self._among is not None
         try:
@@ -96,16 +99,17 @@ class _Tree:
             check(headers, headers[0])
             whole = _in_order(join(parts))
         except ExchangeError:
-            self._inside.broadcast(np.full(part_length(width, self._size), -1.0))
+            self._inside.broadcast(np.full(part_length(width, self._size, names), -1.0))
             raise
         self._inside.broadcast(_pack(whole, self._size))
         return whole
 
 
-def part_length(width: int, ranks: int) -> int:
+def part_length(width: int, ranks: int, names: int = 0) -> int:
     """Float64 numbers that stand for a part of a job."""
     cells = 2 * _ROWS * width
-    return 1 + ranks * (HEADER + TEXT // 8 + 2 * _ROWS) + cells + len(TIMERS) * (BUCKETS + 2)
+    lines = ranks * (HEADER + TEXT // 8 + 2 * _ROWS)
+    return 1 + lines + cells + len(TIMERS) * (BUCKETS + 2) + names * WIDTH
 
 
 def _pack(part: Exchanged, ranks: int) -> Vector:
@@ -127,6 +131,7 @@ def _pack(part: Exchanged, ranks: int) -> Vector:
             whole.samples.ravel(),
             whole.histograms.ravel().astype(np.float64),
             whole.extremes.ravel(),
+            part.custom.ravel(),
         )
     )
 
@@ -143,7 +148,7 @@ def _unpack(row: NDArray[np.float64], width: int, ranks: int) -> Exchanged:
     line = HEADER + TEXT // 8 + 2 * _ROWS
     cells = _ROWS * width
     at = np.cumsum([1, ranks * line, cells, cells, len(TIMERS) * BUCKETS, 2 * len(TIMERS)])
-    by_rank, values, samples, counts, extremes = np.split(row[1:], at[1:-1] - 1)
+    by_rank, values, samples, counts, extremes, custom = np.split(row[1:], at[1:] - 1)
     lines = by_rank.reshape(ranks, line)[:count]
     headers = [Header.of(one) for one in lines[:, :HEADER].tolist()]
     texts = [
@@ -159,7 +164,7 @@ def _unpack(row: NDArray[np.float64], width: int, ranks: int) -> Exchanged:
         counts.reshape(len(TIMERS), BUCKETS).astype(np.int64),
         extremes.reshape(len(TIMERS), 2).copy(),
     )
-    return Exchanged(headers, texts, whole, apart)
+    return Exchanged(headers, texts, whole, apart, custom=custom.reshape(-1, WIDTH).copy())
 
 
 def _in_order(window: Exchanged) -> Exchanged:
@@ -173,4 +178,5 @@ def _in_order(window: Exchanged) -> Exchanged:
         [window.texts[i] for i in order],
         window.statistics,
         apart,
+        custom=window.custom,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Sequence
 
-from cmr_monitor_callbacks.distributed.exchange import Exchange
+from cmr_monitor_callbacks.distributed.exchange import NOTHING_TRACKED, Custom, Exchange
 from cmr_monitor_callbacks.distributed.group import RankGroup
 from cmr_monitor_callbacks.distributed.merge import Exchanged
 from cmr_monitor_callbacks.distributed.payload import Header
@@ -34,7 +34,7 @@ class RankSession:
         self._node = node or socket.gethostname()
         self._group: RankGroup | None = None
         self._exchange: Exchange | None = None
-        self._sent: tuple[Header, Sequence[LayerId]] = (Header(), ())
+        self._sent: tuple[Header, Sequence[LayerId], Custom] = (Header(), (), NOTHING_TRACKED)
         self.lost = False
         """Whether the others could not be reached, so that numbers are this process's own."""
         self.take_at = -1
@@ -69,8 +69,12 @@ class RankSession:
         if self._group is None and not self.lost and self._reduction != "none":
             self._group = RankGroup.create(self._timeout)
 
-    def begin(self, layers: Iterable[LayerId]) -> Layout | None:
+    def begin(self, layers: Iterable[LayerId], names: Iterable[str] = ()) -> Layout | None:
         """Agree on the layers of all ranks, on all of them at once; None: nothing to agree on.
+
+        Args:
+            layers: of this rank.
+            names: of what is tracked on this rank.
 
         Raises:
             ExchangeError: a rank did not take part in time.
@@ -82,11 +86,17 @@ class RankSession:
             self._reduction == "auto" and group.size > self._flat_up_to
         )
         route = tree(group, self._node) if by_tree else flat(group)
-        self._exchange = Exchange(group, route, layers)
+        self._exchange = Exchange(group, route, layers, names)
         return self._exchange.layout
 
     def send(
-        self, header: Header, reason: str, window: Packed, layers: Sequence[LayerId], lag: int
+        self,
+        header: Header,
+        reason: str,
+        window: Packed,
+        layers: Sequence[LayerId],
+        lag: int,
+        custom: Custom = NOTHING_TRACKED,
     ) -> Packed:
         """Send this rank's window; it is to be taken ``lag`` steps later.
 
@@ -95,8 +105,8 @@ class RankSession:
         """
         assert self._exchange is not None
         self.take_at = int(header.step) + lag
-        self._sent = header, layers
-        return self._exchange.launch(header, reason, window, layers)
+        self._sent = header, layers, custom
+        return self._exchange.launch(header, reason, window, layers, custom)
 
     def take(self, *, last: bool = False) -> Exchanged | None:
         """The window under way, of all ranks; None: none is.

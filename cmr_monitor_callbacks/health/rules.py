@@ -94,7 +94,8 @@ class AlertRule:
         """Component on whose health an alert of this rule counts."""
         named = self.labels.get("component")
         owner = BY_NAME[metric].component
-        return named or (owner if owner in HEALTH_COMPONENTS else "monitor")
+        other = "model" if owner == "custom" else "monitor"
+        return named or (owner if owner in HEALTH_COMPONENTS else other)
 
     def muted(self, metric: str) -> bool:
         """Whether validation and the like make a window no data for it: times and rates."""
@@ -190,7 +191,7 @@ def compile_rule(name: str, config: RuleConfig) -> AlertRule:
     thresholds.sort(key=lambda t: -t.severity.rank)
     compare = config.compare
     versus = "" if compare is None else compare.vs
-    several = config.metric not in BY_NAME
+    several = config.metric_is_glob
     return AlertRule(
         name=name,
         metrics=tuple(_meant(config)) if several else (config.metric,),

@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, METRICS, OWN_METRICS, Kind
+from cmr_monitor_callbacks.catalogue import BY_NAME, CUSTOM, METRICS, OWN_METRICS, Kind
+from cmr_monitor_callbacks.custom import Tracked
 from cmr_monitor_callbacks.layers import LayerId
 from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW
 from cmr_monitor_callbacks.resources import RESOURCES, Sample
@@ -46,6 +47,7 @@ _OWN_BY_RANK: Final = (
 )
 _OWN: Final = tuple(metric.name for metric in OWN_METRICS)
 _NOTHING: Final = (math.nan,) * len(_OWN)
+_NO_SAMPLES: Final = Tracked()
 
 
 class SeriesKey(NamedTuple):
@@ -121,6 +123,8 @@ class Columns:
             self.keys += [SeriesKey(snapshot.stage, metric.name, layer) for layer in layers]
         begin = (len(COUNTERS) + len(METRIC_ROW)) * len(layers)
         self.keys += [SeriesKey(snapshot.stage, name) for name in _OWN]
+        self._custom = tuple(snapshot.custom_run)
+        self.keys += [SeriesKey(snapshot.stage, CUSTOM + name) for name in self._custom]
         ranks = snapshot.world_size
         self._ranks = ranks if 1 < ranks <= ranks_up_to and snapshot.stage == "train" else 0
         self._rank_rows = [METRIC_ROW[name] for name in BY_RANK]
@@ -136,6 +140,7 @@ class Columns:
     def gathered(self, snapshot: Snapshot) -> Array:
         """All numbers that a snapshot holds, in one row; ``index`` says where those kept are."""
         own = list(map(snapshot.own.get, _OWN, _NOTHING))
+        own += [snapshot.custom.get(name, _NO_SAMPLES).mean for name in self._custom]
         parts: list[Any] = [snapshot.counters.ravel(), snapshot.window.ravel(), own]
         if self._ranks:
             parts.append(snapshot.table("window", "rank")[self._rank_rows, 1:].ravel())
@@ -172,9 +177,10 @@ class SampleColumns:
         return np.array([sample.values.get(name, math.nan) for name in SAMPLED])
 
 
-Shape = tuple[str, tuple[LayerId, ...], int]
+Shape = tuple[str, tuple[LayerId, ...], int, tuple[str, ...]]
 
 
 def shape_of(snapshot: Snapshot) -> Shape:
     """What makes two snapshots have the same numbers."""
-    return snapshot.stage, snapshot.layer_ids, snapshot.world_size
+    names = tuple(snapshot.custom_run)
+    return snapshot.stage, snapshot.layer_ids, snapshot.world_size, names

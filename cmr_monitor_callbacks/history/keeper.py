@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +67,7 @@ class Keeper:
         self.rank, self._world_size = 0, 1
         self._sources: Mapping[str, str] | None = None
         self._writer: HistoryWriter | None = None
+        self._lost = 0
         # without a Trainer nobody names a folder: a file that was asked for lies where we are
         asked = "file" in config.model_fields_set or Path(config.file).is_absolute()
         self.open(Path() if asked else None)
@@ -87,6 +89,7 @@ class Keeper:
             chosen = chosen.with_name(f"{chosen.stem}.rank_{rank:03d}{chosen.suffix}")
         if self._writer is None or self._writer.path != chosen:
             self.close("ended")
+            self._lost = self.lost
             self._writer = HistoryWriter(
                 chosen, self._config, self._info, self._wall, self._in_memory
             )
@@ -105,14 +108,20 @@ class Keeper:
     def forget(self) -> None:
         """Begin anew where windows are kept in memory; a file stays as it is."""
         if self._writer is not None and self._writer.path is None:
+            self._lost = self.lost
             self._writer = HistoryWriter(
                 None, self._config, self._info, self._wall, self._in_memory
             )
 
     @property
     def latency(self) -> float:
-        """Seconds that the last window took to be written."""
-        return 0.0 if self._writer is None else self._writer.latency
+        """Seconds that the last window took to be written; NaN without one."""
+        return math.nan if self._writer is None else self._writer.latency
+
+    @property
+    def lost(self) -> int:
+        """Windows and the like that could not be kept."""
+        return self._lost + (0 if self._writer is None else self._writer.lost)
 
     @property
     def seconds(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, canonical
+from cmr_monitor_callbacks.catalogue import BY_NAME, CUSTOM, canonical, is_custom, known_names
 from cmr_monitor_callbacks.config.history import BLOCK
 from cmr_monitor_callbacks.history.choosing import choose
 from cmr_monitor_callbacks.history.columns import Array, SeriesKey, layer_from
@@ -101,8 +101,18 @@ class RunHistory(Happened):
             KeyError: no metric has that name; the message names the nearest.
             HistoryError: the store cannot be read.
         """
-        key = SeriesKey(stage, canonical(name), None if layer is None else layer_id(layer), rank)
+        key = SeriesKey(
+            stage, self._canonical(name), None if layer is None else layer_id(layer), rank
+        )
         return self.many([key], time_range, max_points=max_points)[key]
+
+    def _canonical(self, name: str) -> str:
+        """What `track_metric` was given may go by its bare name, where the run has it."""
+        own = CUSTOM + name
+        may_be = is_custom(own) and name not in known_names()
+        if may_be and any(key.name == own for key in self._ids()):
+            return own
+        return canonical(name)
 
     def many(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, canonical
+from cmr_monitor_callbacks.catalogue import BY_NAME, CUSTOM, canonical
 from cmr_monitor_callbacks.history.columns import Array, SeriesKey
 from cmr_monitor_callbacks.history.stretches import LAST
 from cmr_monitor_callbacks.layers import LayerId, layer_tag
@@ -84,7 +84,9 @@ class Moment:
     def value(self, name: str, layer: LayerId | None = None, rank: int | None = None) -> float:
         """One number; NaN without data."""
         stage = next(iter(self.values)).stage if self.values else "train"
-        return self.values.get(SeriesKey(stage, canonical(name), layer, rank), math.nan)
+        own = SeriesKey(stage, CUSTOM + name)
+        found = own if own in self.values else SeriesKey(stage, canonical(name), layer, rank)
+        return self.values.get(found, math.nan)
 
 
 def label_of(key: SeriesKey) -> str:

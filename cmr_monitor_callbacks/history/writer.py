@@ -8,6 +8,7 @@ which is counted and said.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sqlite3
 import threading
@@ -49,7 +50,7 @@ class HistoryWriter:
 
     Attributes:
         lost: windows and the like that could not be kept.
-        latency: seconds that the last window took to be written.
+        latency: seconds that the last window took to be written; NaN before the first.
         seconds: that all windows took.
 
     >>> writer = HistoryWriter(None, HistoryConfig(), RunInfo)
@@ -67,7 +68,7 @@ class HistoryWriter:
     ) -> None:
         self.path = path
         self.lost = 0
-        self.latency = self.seconds = 0.0
+        self.latency, self.seconds = math.nan, 0.0
         self._config = config
         self._info = info
         self._wall = wall

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.distributed import Exchanged
+from cmr_monitor_callbacks.distributed import Exchanged, Header
 from cmr_monitor_callbacks.packed import ROW, Packed
 from cmr_monitor_callbacks.ranks import own_seconds, straggler
 from cmr_monitor_callbacks.recording.ledger import Reading
 from cmr_monitor_callbacks.resources import by_rank, whole_of
 from cmr_monitor_callbacks.resources.samples import NOTHING
+
+_MEASURED: Final = ("collection_rate", "storage_latency", "alert_rate")
 
 
 class OwnNumbers:
@@ -20,6 +24,9 @@ class OwnNumbers:
 
     Attributes:
         processing_time: seconds that the end of this process's last window took.
+        measured: of this process at the end of its last window, by name of `Header`'s fields:
+            ``collection_rate``, ``storage_latency``, ``alert_rate``; NaN is no data.
+        since: when the window in hand began, and the events recorded before it; None: no step was.
         resources: what was sampled of this process' machine in its last window.
         window: what the last window added to each count.
         by_rank: numbers that each rank has, by name, shape ``(ranks,)``.
@@ -27,12 +34,38 @@ class OwnNumbers:
 
     def __init__(self) -> None:
         self.processing_time = 0.0
+        self.measured = dict.fromkeys(_MEASURED, math.nan)
         self.resources = NOTHING
         self.window: dict[str, float] = {}
         self.by_rank: dict[str, NDArray[np.float64]] = {}
         self._others: dict[str, float] = {}
         self._before: dict[str, float] = {}
         self._best: NDArray[np.float64] | None = None
+        self.since: tuple[float, int] | None = None
+
+    def begin(self, now: float, events: int) -> None:
+        """Before the first step: events are counted from here.
+
+        Args:
+            now: reading of a steady clock, in seconds.
+            events: recorded until now.
+        """
+        self.since = now, events
+
+    def close(self, now: float, events: int, storage_latency: float, alert_rate: float) -> None:
+        """At the end of a window: measure this process.
+
+        Args:
+            now: reading of a steady clock, in seconds.
+            events: recorded until now.
+            storage_latency: seconds that writing the last window took; NaN is no data.
+            alert_rate: notices per minute.
+        """
+        rate = math.nan
+        if self.since is not None and now > self.since[0]:
+            rate = (events - self.since[1]) / (now - self.since[0])
+        self.since = now, events
+        self.measured = dict(zip(_MEASURED, (rate, storage_latency, alert_rate), strict=True))
 
     def totals(self, mine: Mapping[str, float]) -> dict[str, float]:
         """This process's counts with those of the others, as they were heard last."""
@@ -67,6 +100,8 @@ class OwnNumbers:
         )
         own["overhead_seconds"] = float(reading.run.values[ROW["monitor_seconds"], 0])
         own["processing_time"] = self.processing_time
+        measured = self.measured if exchanged is None else _whole(exchanged.headers)
+        own.update((name, value) for name, value in measured.items() if value == value)
         if exchanged is not None:
             own["processing_time"] = max(h.processing_time for h in exchanged.headers)
             own.update(self._straggler(exchanged.by_rank))
@@ -94,3 +129,14 @@ class OwnNumbers:
         if found.to_best == found.to_best:
             own["straggler_to_best"] = found.to_best
         return own
+
+
+def _whole(headers: Sequence[Header]) -> dict[str, float]:
+    """What was measured of each rank as one number: rates add, the history is rank 0's."""
+    rates = [header.collection_rate for header in headers]
+    known = [rate for rate in rates if rate == rate]
+    return {
+        "collection_rate": sum(known) if known else math.nan,
+        "storage_latency": headers[0].storage_latency,
+        "alert_rate": sum(header.alert_rate for header in headers),
+    }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, METRICS, Kind
+from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, METRICS, Kind, is_custom
 from cmr_monitor_callbacks.health import HealthStatus, reported_name
 from cmr_monitor_callbacks.history import RunHistory, Series
 from cmr_monitor_callbacks.history.reading import Range
@@ -76,7 +76,7 @@ def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[s
     bounds = history.bounds(time_range)
     stretch = read_stretch(history, bounds, max_points=_POINTS)
     whole = stretch.whole
-    metrics = {name: metric(one, stretch) for name, one in whole.items() if name in _TOLD}
+    metrics = {name: metric(one, stretch) for name, one in whole.items() if _is_told(name)}
     means = {name: value["value"] for name, value in metrics.items() if value["value"] is not None}
     ranks = _by_rank(stretch)
     run = _run(history)
@@ -110,9 +110,14 @@ _TOLD: Final = {metric.name for metric in METRICS} | {
     "overhead_seconds",
     "invalid_samples",
     "failures",
+    "dropped_events",
     "events",
     "straggler_ratio",
 }
+
+
+def _is_told(name: str) -> bool:
+    return name in _TOLD or is_custom(name)
 
 
 def _made(history: RunHistory) -> float:
@@ -167,7 +172,7 @@ def _trends(whole: Mapping[str, Series]) -> list[dict[str, Any]]:
     out = []
     for name, series in whole.items():
         info = BY_NAME[name]
-        if name not in _TOLD or info.kind in (Kind.COUNTER, Kind.SCORE):
+        if not _is_told(name) or info.kind in (Kind.COUNTER, Kind.SCORE):
             continue
         found = trend_of(series.value, info.polarity, series.step)
         if found.word not in ("steady", "unknown"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, METRICS, OWN_METRICS, Kind
+from cmr_monitor_callbacks.catalogue import BY_NAME, METRICS, OWN_METRICS, Kind, is_custom
 from cmr_monitor_callbacks.errors import closest
 from cmr_monitor_callbacks.history import RunHistory, Series
 from cmr_monitor_callbacks.history.columns import SeriesKey
@@ -51,13 +51,14 @@ def explain_number(history: RunHistory, name: str, part: str = "") -> Explanatio
     info = BY_NAME[name]
     sessions = history.sessions()
     sources: Mapping[str, str] = sessions[-1]["sources"] if sessions else {}
-    source = sources.get(name) or sources.get(info.numerator) or sources.get(info.component)
+    told = "track_metric" if is_custom(name) else None
+    source = told or sources.get(name) or sources.get(info.numerator) or sources.get(info.component)
     over = "the run so far" if info.kind is Kind.COUNTER else "each window"
     facts = {
         "meaning": info.help,
         "component": info.component,
         "kind": f"{info.kind.value}, over {over}",
-        "unit": info.unit,
+        "unit": info.unit or "none",
         "good": info.polarity.value,
         "source": source or "none",
     }
@@ -115,6 +116,8 @@ def _newest(series: Series) -> str:
 
 def _why_empty(history: RunHistory, name: str, source: str | None) -> str:
     info = BY_NAME[name]
+    if is_custom(name):
+        return "A window in which it is not tracked has none."
     monitoring = history.config.get("monitoring", {})
     sessions = history.sessions()
     if history.last() is None:

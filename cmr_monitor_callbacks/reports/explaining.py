@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from cmr_monitor_callbacks.catalogue import canonical, known_names
+from cmr_monitor_callbacks.catalogue import CUSTOM, canonical, known_names
 from cmr_monitor_callbacks.errors import closest
 from cmr_monitor_callbacks.history import RunHistory
 from cmr_monitor_callbacks.reports.explained_numbers import Explanation, explain_number
@@ -32,6 +32,9 @@ def explain(history: RunHistory, name: str) -> Explanation:
     if name not in known_names() and any(row["rule"] == name for row in history.alerts()):
         return explain_rule_from_code(history, name)
     plain, _, part = _TAG.sub("", name).partition("/")
+    own = CUSTOM + _TAG.sub("", name).removeprefix(CUSTOM)
+    if plain not in known_names() and any(key.name == own for key in history.list_series()):
+        return explain_number(history, own)
     if plain not in known_names():
         hint = closest(plain, (*rules, *known_names()))
         if not hint:

@@ -25,7 +25,7 @@ def shown(value: float | None, unit: str) -> str:
         return f"{_short(value * 100)} %" if abs(value) < 10 else f"{value:,.1f}"
     if unit == "s":
         return _seconds(value)
-    return _short(value) if unit in _COUNTED else f"{_short(value)} {unit}"
+    return _short(value) if unit in _COUNTED else f"{_short(value)} {unit}".rstrip()
 
 
 def _seconds(value: float) -> str:

@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, COMPONENTS, METRICS, OWN_METRICS, Kind
+from cmr_monitor_callbacks.catalogue import BY_NAME, COMPONENTS, CUSTOM, METRICS, OWN_METRICS, Kind
 from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.layers import LayerId, layer_order, layer_tag
 from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW
@@ -24,6 +24,7 @@ _STEP: Final = Series("", "last_window_step", "gauge", "last step of the newest 
 _TIME: Final = Series(
     "", "last_window_timestamp_seconds", "gauge", "when the newest window ended, since the epoch"
 )
+_CUSTOM: Final = Series("", "custom", "gauge", "mean of the window, of what track_metric was given")
 _ALERT: Final = Series("", "alert_firing", "gauge", "1 for each alert that fires")
 _INFO: Final = "the monitor, and how many processes train"
 
@@ -60,6 +61,7 @@ class ReportCollector:
             if m.kind is not Kind.QUANTILE  # kept for the whole alone
             and is_shown(m.name, m.layer_tag, layer_metrics)
         ]
+        self._globs = whole_metrics
         self._world_size = world_size
 
     def describe(self) -> Iterable[Metric]:
@@ -71,7 +73,7 @@ class ReportCollector:
             families.of(_SERIES[info.name], "layer")
         for name in SHOWN_BY_RANK:
             families.of(_SERIES[name], "rank")
-        for series in (_STEP, _TIME, _ALERT):
+        for series in (_STEP, _TIME, _CUSTOM, _ALERT):
             families.of(series)
         return [self._info(), *families.all()]
 
@@ -116,6 +118,9 @@ class ReportCollector:
             value = snapshot.own.get(info.name)
             if value is not None:
                 families.add(_SERIES[info.name], value, labels)
+        for name, tracked in snapshot.custom.items():
+            if is_shown(CUSTOM + name, True, self._globs):
+                families.add(_CUSTOM, tracked.mean, {"name": name})
 
 
 def _version() -> str:

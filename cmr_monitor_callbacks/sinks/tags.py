@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmr_monitor_callbacks.catalogue import METRICS, OWN_METRICS, Kind
+from cmr_monitor_callbacks.catalogue import BY_NAME, CUSTOM, METRICS, OWN_METRICS, Kind
 from cmr_monitor_callbacks.layers import LayerId, layer_order, layer_tag, matches
 from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW
 from cmr_monitor_callbacks.ranks import standing_out
@@ -58,6 +58,7 @@ class TagTable:
             for m in OWN_METRICS
             if is_shown(m.name, m.whole_tag, whole_metrics)
         ]
+        self._globs = whole_metrics
         self._pattern = b"?"
 
     def scalars(self, snapshot: Snapshot) -> tuple[list[str], list[float], int]:
@@ -70,13 +71,18 @@ class TagTable:
         values = np.concatenate((snapshot.counters.ravel(), snapshot.window.ravel()))[self._index]
         given = ~np.isnan(values)
         pattern = given.tobytes() + bytes(name in snapshot.own for _, name in self._own)
+        pattern += "/".join(snapshot.custom).encode()
         if pattern != self._pattern:
             self._pattern = pattern
             self._present = [(tag, name) for tag, name in self._own if name in snapshot.own]
             self._given = np.flatnonzero(given)
-            self._shown = [tag for tag, _ in self._present] + self.tags[given].tolist()
-            self._whole = len(self._present) + int(given[: self.whole_count].sum())
+            self._custom = [n for n in snapshot.custom if is_shown(CUSTOM + n, True, self._globs)]
+            own_tags = [tag for tag, _ in self._present]
+            own_tags += [BY_NAME[CUSTOM + name].tag for name in self._custom]
+            self._shown = own_tags + self.tags[given].tolist()
+            self._whole = len(own_tags) + int(given[: self.whole_count].sum())
         own = [snapshot.own[name] for _, name in self._present]
+        own += [snapshot.custom[name].mean for name in self._custom]
         return self._shown, own + values[self._given].tolist(), self._whole
 
 

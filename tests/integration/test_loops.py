@@ -17,7 +17,7 @@ from tests.distributed.processes import Rank, results
 from tests.integration.test_huggingface import Remembers, Text
 from tests.pages import snippets
 
-PLAIN, FABRIC, RANKS, HUGGING_FACE, INFERENCE = snippets("docs/loops.md", "python")
+PLAIN, FABRIC, RANKS, HUGGING_FACE, INFERENCE, TRACKED = snippets("docs/loops.md", "python")
 
 
 class Remembering(nn.Module):
@@ -172,3 +172,19 @@ def test_several_threads_may_step() -> None:
     assert monitor.failures == 0
     assert (monitor.snapshot.step, monitor.windows) == (1599, 534)
     assert monitor.snapshot.value("states_stored") == 4800
+
+
+def test_numbers_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def train_step(model: nn.Module, batch: Tensor) -> None:
+        model.zero_grad()
+        (100.0 * model(batch).square().sum()).backward()
+
+    torch.manual_seed(0)
+    scope = names(train_step=train_step)
+    exec(TRACKED, scope)
+    monitor, model = scope["monitor"], scope["model"]
+    squares = sum(float((p.grad.double() ** 2).sum()) for p in model.parameters())
+    assert monitor.snapshot.value("grad_norm") == pytest.approx(squares**0.5, rel=1e-5)
+    assert monitor.snapshot.custom_run["grad_norm"].samples == 5
+    said = capsys.readouterr().out
+    assert said.startswith("custom/grad_norm is ") and "'count': 5" in said

@@ -44,7 +44,7 @@ TABLE = {
     "errors": "error_count error_rate nonfinite_count",
     "health": "score status alerts_firing alerts_pending",
     "monitor": """overhead_seconds overhead_fraction events invalid_samples failures
-        processing_time""",
+        processing_time collection_rate storage_latency alert_rate dropped_events""",
 }
 # What no probe call gives: a monitor that watches by itself sees it.
 SEEN = {s.name for s in STATISTICS if s.component not in RECORDS}

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from cmr_monitor_callbacks.catalogue import BY_NAME, METRICS, OWN_METRICS, Kind
 from cmr_monitor_callbacks.config import SinksConfig, parse
+from cmr_monitor_callbacks.custom import Tracked
 from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.health import AlertState, HealthReport, Phase, Severity
 from cmr_monitor_callbacks.packed import COUNTERS, METRIC_ROW, ROW, Packed
@@ -236,6 +237,16 @@ def test_no_data_is_no_sample() -> None:
         "cmr_alert_firing",
     }
     assert set(samples(text_of())) == {"cmr_info"}
+
+
+def test_a_users_own_numbers_are_one_family() -> None:
+    tracked = {"grad_norm": Tracked.of(2.5, 1.0), "lr.0": Tracked.of(0.1, 1.0)}
+    report = full(custom=tracked, custom_run=tracked)
+    expected = [({"name": "grad_norm"}, 2.5), ({"name": "lr.0"}, 0.1)]
+    assert samples(text_of(report))["cmr_custom"] == expected
+    only = samples(text_of(report, whole_metrics=["custom/lr*"]))["cmr_custom"]
+    assert only == expected[1:]
+    assert "cmr_custom" not in samples(text_of(report, whole_metrics=["score"]))
 
 
 def test_ones_own_labels_are_on_every_series() -> None:

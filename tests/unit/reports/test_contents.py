@@ -118,9 +118,16 @@ def test_what_happened_is_told() -> None:
     trends = {trend["metric"]: trend["trend"] for trend in report["trends"]}
     assert trends["storage_efficiency"] == trends["step_time"] == "worsening"
     assert trends["utilization_rate"] == "rising" and "avg_latency" not in trends
-    sampled = report["resources"]["memory_size_mb"]
-    assert (sampled["mean"], sampled["min"], sampled["max"]) == (150.0, 10.0, 290.0)
-    assert (sampled["last"], sampled["unit"]) == (290.0, "MiB")
+    assert report["resources"]["memory_size_mb"] == {
+        "mean": 150.0,
+        "min": 10.0,
+        "p50": 150.0,
+        "p95": pytest.approx(276.0),  # of 10, 20, … 290
+        "max": 290.0,
+        "last": 290.0,
+        "samples": 29,
+        "unit": "MiB",
+    }
 
 
 def test_a_range_of_two_times_without_a_window() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from cmr_monitor_callbacks import RunHistory
 from cmr_monitor_callbacks.catalogue import METRICS
+from cmr_monitor_callbacks.custom import Tracked
 from cmr_monitor_callbacks.history import HistoryStore
 from cmr_monitor_callbacks.reports import contents, report_of
 from tests.histories import START, end, filled_snapshot, snapshot, store
@@ -133,7 +135,7 @@ MAPS = {
 NULLABLE = {
     *("folder", "outcome", "ended", "last_window", "step", "git_commit", "from", "to"),
     *("first_step", "last_step", "avg_latency", "throughput", "error_rate", "score"),
-    *("value", "total", "min", "p50", "p95", "max", "last", "phase", "share", "part"),
+    *("value", "total", "mean", "min", "p50", "p95", "max", "last", "phase", "share", "part"),
     *("part_share", "layer", "rank", "severity", "threshold"),
 }
 ENUMS = {
@@ -257,6 +259,17 @@ def test_no_mutation_passes(full: dict[str, Any]) -> None:
 def test_names_and_counters_are_checked_too(full: dict[str, Any], path: Path_, value: Any) -> None:
     given = full["metrics"]["throughput"] if value is None else value
     assert not VALIDATOR.is_valid(mutated(full, path, lambda at, key: at.__setitem__(key, given)))
+
+
+def test_a_users_own_numbers_may_stand_in_it() -> None:
+    opened = store(None)
+    for step in range(3):
+        tracked = {"grad_norm": Tracked.of(1.0 + step, START)}
+        one = snapshot(step, {"step_time": 0.5})
+        opened.window(dataclasses.replace(one, custom=tracked, custom_run=tracked))
+    report = strict(report_of(RunHistory(opened)))
+    VALIDATOR.validate(report)
+    assert report["metrics"]["custom/grad_norm"]["value"] == 2.0
 
 
 def test_every_metric_of_the_catalogue_may_stand_in_it() -> None:
