@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -125,18 +126,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="device pixels per pixel")
     parser.add_argument("overrides", nargs="*", help="of the example's settings, for Hydra")
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory() as folder:
             if options.run is None:
-                store, watched = picture_while_training(Path(folder, "demo"), options.overrides)
+                os.chdir(folder)  # the picture has the run's path
+                store, watched = picture_while_training(Path("runs/demo"), options.overrides)
             else:
                 [store] = options.run.rglob("history.sqlite")
                 watched = picture_of_watch(store)
-            write(options.out / "watch.svg", watched.encode())
-            write(
-                options.out / "report.png", picture_of_report(store, options.width, options.scale)
-            )
+            write(out / "watch.svg", watched.encode())
+            write(out / "report.png", picture_of_report(store, options.width, options.scale))
     except ScreenshotError as error:
         print(f"make_report_pictures: {error}", file=sys.stderr)
         return 1
