@@ -1029,6 +1029,7 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         "notices of which too many waited for a channel",
         Polarity.LOWER,
         cumulative=True,
+        logged=False,
     ),
     _score(
         "timing",

@@ -38,7 +38,10 @@ def test_the_example_is_the_report_of_the_loop() -> None:
     report = names["report"]
     jsonschema.Draft202012Validator(SCHEMA).validate(report)
     [example] = snippets(PAGE, "json")
-    for key, value in json.loads(example).items():
+    shown = json.loads(example)
+    # steps that do nothing: whether the monitor's share of them is too much, the machine decides
+    assert {shown.pop("system_health"), report["system_health"]} <= {"healthy", "warning"}
+    for key, value in shown.items():
         assert is_part(value, report[key]), (key, report[key])
     assert report["alerts"]["firing"], "the example has an alert"
 

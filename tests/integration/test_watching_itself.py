@@ -221,7 +221,7 @@ def test_windows_that_a_full_queue_lost_are_counted(
     with monitor.track_performance():
         pass
     assert monitor.snapshot.value("dropped_events") == lost == monitor._keeper.lost
-    assert sink.reports[-1].scalars()["cmr_monitor/dropped_events"] == lost
+    assert sink.reports[-1].snapshot.value("dropped_events") == lost
     monitor.close_history("completed")
     with RunHistory(path) as history:
         found = history.series("dropped_events").value.tolist()
