@@ -59,3 +59,12 @@ def test_the_snippet_reads_the_history(ran: CMRMonitorCallback) -> None:
     report = names["report"]
     assert isinstance(report, dict)
     assert set(report) >= {"system_health", "performance_metrics", "component_status"}
+
+
+def test_the_snippet_runs_diagnostics(ran: CMRMonitorCallback) -> None:
+    [snippet] = [text for text in snippets("README.md", "python") if "run_diagnostics" in text]
+    names: dict[str, object] = {"callback": ran}
+    exec(snippet, names)
+    diagnostics = names["diagnostics"]
+    assert isinstance(diagnostics, dict)
+    assert diagnostics["status"] in ("healthy", "warning", "critical")

@@ -36,6 +36,7 @@ from cmr_monitor_callbacks.config.channels import ChannelConfig
 from cmr_monitor_callbacks.config.presets import load_preset
 from cmr_monitor_callbacks.config.stall import StallConfig
 from cmr_monitor_callbacks.health import HealthStatus, Phase
+from cmr_monitor_callbacks.resources import ResourceWatch
 from tests.pages import check_settings, check_tags, overrides, rows, snippets, text_of
 
 PAGE = "docs/alerts.md"
@@ -147,7 +148,9 @@ def test_the_diagram_has_every_state() -> None:
     assert diagram.count("-->") == len(re.findall(r"--> \w+(: [^:;`]+)?$", diagram, re.MULTILINE))
 
 
-def test_every_example_does_what_it_says() -> None:
+def test_every_example_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a sample of the machine would come in one window or the next: the page does not speak of it
+    monkeypatch.setattr(ResourceWatch, "start", lambda *args: None)
     [_, *sessions] = re.split(r"```pycon\n", text_of(PAGE))
     text = "\n".join(session.split("```")[0] for session in sessions)
     parsed = doctest.DocTestParser().get_doctest(text, {}, PAGE, PAGE, 0)
