@@ -127,8 +127,8 @@ BROKEN = {
 }
 
 
-def in_a_child(what: Callable[[], object]) -> int:
-    """Run something in a process of its own, which may become somebody else; its exit code."""
+def forked(what: Callable[[], object]) -> int:
+    """Run something in a process of its own; its exit code is what it gives back."""
     child = os.fork()
     if child == 0:
         code = 111
@@ -136,4 +136,13 @@ def in_a_child(what: Callable[[], object]) -> int:
             code = int(bool(what()))
         finally:
             os._exit(code)
+    return child
+
+
+def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_a_child(what: Callable[[], object]) -> int:
+    """Run something in a process of its own, which may become somebody else; its exit code."""
+    return exit_code(forked(what))

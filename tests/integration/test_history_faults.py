@@ -18,6 +18,7 @@ import torch
 from cmr_monitor_callbacks import CMRPerformanceMonitor, CMRProbe, RunHistory
 from cmr_monitor_callbacks.reports import report_of
 from tests.models import MemoryModule, loader, trainer
+from tests.runs import exit_code, forked
 
 KILLS = 50
 NOBODY = 65534
@@ -44,22 +45,6 @@ def loop(
     monitor.flush()
     monitor.close_history("completed")
     return monitor.failures
-
-
-def forked(what: Callable[[], object]) -> int:
-    """Run something in a process of its own; its exit code is what it gives back."""
-    child = os.fork()
-    if child == 0:
-        code = 111
-        try:
-            code = int(bool(what()))
-        finally:
-            os._exit(code)
-    return child
-
-
-def exit_code(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_run_killed_at_any_moment_leaves_a_store_that_opens(tmp_path: Path) -> None:
