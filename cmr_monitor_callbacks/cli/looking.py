@@ -73,17 +73,34 @@ def watch(
         if once or not console.is_terminal:
             console.print(_look(path, time_range, console)[0])
             return
-        signal.signal(signal.SIGTERM, _end)
-        try:
-            _follow(path, time_range, interval, console)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+        asked = _Asked()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, asked)
+        _follow(path, time_range, interval, console, asked)
         console.print(_look(path, time_range, console)[0])
 
 
-def _end(number: int, frame: object) -> None:
-    """A signal that would leave the terminal without its cursor ends the command in order."""
-    raise SystemExit(128 + number)
+class _Asked:
+    """A signal ends the command in order: with its cursor back, and with the shell's exit code.
+
+    It is kept as well as raised, since Python drops what is raised within a finalizer.
+    """
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.code = 128 + number
+        self.check()
+
+    def check(self) -> None:
+        """End here if it was asked for.
+
+        Raises:
+            SystemExit: with 128 and the signal's number.
+        """
+        if self.code is not None:
+            raise SystemExit(self.code)
 
 
 def _look(path: Path, time_range: Range, console: Console) -> tuple[RenderableType, bool]:
@@ -94,11 +111,14 @@ def _look(path: Path, time_range: Range, console: Console) -> tuple[RenderableTy
         return view, not sessions or sessions[-1]["state"] in ("running", "unknown")
 
 
-def _follow(path: Path, time_range: Range, interval: float, console: Console) -> None:
+def _follow(
+    path: Path, time_range: Range, interval: float, console: Console, asked: _Asked
+) -> None:
     """Look again and again until the run is over.
 
     Raises:
         HistoryError: the store is gone, or cannot be read any more.
+        SystemExit: the user or the scheduler ended it.
     """
     view, _ = _look(path, time_range, console)
     left = _LAST_LOOKS
@@ -112,6 +132,7 @@ def _follow(path: Path, time_range: Range, interval: float, console: Console) ->
             except HistoryError as found:  # locked for a while, or gone
                 view, goes_on, error = Text(str(found), style="red"), path.exists(), found
             live.update(view, refresh=True)
+            asked.check()
             left = _LAST_LOOKS if goes_on else left - 1
             if left <= 0:
                 break

@@ -41,18 +41,21 @@ class _Levels:
 
     def rows(self) -> dict[str, dict[str, int]]:
         """Of each device: peaks, and what was taken and given back."""
-        return {
-            device: {
-                "peak_bytes": max(0, *(item.total for item in items)),
-                "peak_growth_bytes": max(
-                    0, max(item.total for item in items) - (items[0].total - items[0].nbytes)
-                ),
-                "allocated_bytes": sum(item.nbytes for item in items if item.nbytes > 0),
-                "freed_bytes": -sum(item.nbytes for item in items if item.nbytes < 0),
-                "allocations": sum(item.nbytes > 0 for item in items),
-            }
-            for device, items in sorted(self._events.items())
-        }
+        return {device: _row(device, items) for device, items in sorted(self._events.items())}
+
+
+def _row(device: str, items: list[Allocation]) -> dict[str, int]:
+    peak = max(0, *(item.total for item in items))
+    growth = max(0, peak - (items[0].total - items[0].nbytes))
+    return {
+        # the profiler's total of the CPU holds what earlier profiles of the process saw and is not
+        # given back yet; that of a GPU is its allocator's, which knows all
+        "peak_bytes": growth if device == "cpu" else peak,
+        "peak_growth_bytes": growth,
+        "allocated_bytes": sum(item.nbytes for item in items if item.nbytes > 0),
+        "freed_bytes": -sum(item.nbytes for item in items if item.nbytes < 0),
+        "allocations": sum(item.nbytes > 0 for item in items),
+    }
 
 
 def memory_rows(trace: Trace) -> dict[str, Any]:

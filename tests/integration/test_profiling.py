@@ -222,6 +222,17 @@ def test_allocations_belong_to_their_section() -> None:
     assert without.get_profile_results()["sections"]["cmr/forward"]["peak_bytes"] is None
 
 
+def test_the_peak_is_the_profiles_own() -> None:
+    model = Model()
+    monitor = watched(model)
+    with monitor.profile_execution():  # it sees these come, and nobody sees them go before the next
+        held = [torch.empty(9 * MIB, dtype=torch.uint8) for _ in range(2)]
+    with monitor.profile_execution():
+        model(INPUT)
+    assert monitor.get_profile_results()["memory"]["cpu"]["peak_bytes"] < 21 * MIB
+    assert len(held) == 2
+
+
 def test_operations_are_counted_where_asked() -> None:
     model = Model()
     monitor = watched(model, with_flops=True)

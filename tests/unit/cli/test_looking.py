@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cmr_monitor_callbacks import HealthStatus, Severity
+from cmr_monitor_callbacks.cli import looking
 from cmr_monitor_callbacks.cli.views import ago
 from cmr_monitor_callbacks.health import Phase
 from cmr_monitor_callbacks.history import schema
@@ -227,6 +232,36 @@ def real(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
         capture_output=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_python_drops_ends_watch_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    store = begin(tmp_path)
+    write(store, range(5))
+    asked, look, looks = looking._Asked(), looking._look, 0
+
+    def look_and_be_interrupted(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        assert looks < 9, "it goes on"
+        with contextlib.suppress(SystemExit):  # as in a finalizer
+            signal.raise_signal(number)
+        return look(*args)
+
+    monkeypatch.setattr(looking, "_look", look_and_be_interrupted)
+    before = signal.signal(number, asked)
+    try:
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=True, width=100, height=40)
+        with pytest.raises(SystemExit) as ended:
+            looking._follow(tmp_path / "history.sqlite", "30m", 0.1, console, asked)
+    finally:
+        signal.signal(number, before)
+    assert ended.value.code == 128 + number
+    assert out.getvalue().endswith("\x1b[?25h\x1b[?1049l")  # cursor and screen
+    end(store)
 
 
 @pytest.mark.parametrize("name", ["status", "watch"])
