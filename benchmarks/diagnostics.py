@@ -68,7 +68,7 @@ def measure(steps: int, times: int) -> dict[str, float]:
             lambda: monitor.compare_memory(model, lambda of: float(loss_of(of, ids))), times
         )
     run = timed(monitor.run_diagnostics, times)
-    look = timed(monitor._examiner._look, times)
+    look = timed(monitor._parts.examiner._look, times)
     return {
         "entries": float(model.memory_buffer.total_entries),
         "step_seconds": step_seconds,

@@ -26,13 +26,14 @@ from cmr_monitor_callbacks.config import (
 )
 from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.health import HealthReport
-from cmr_monitor_callbacks.monitor import DEFAULT_WINDOW, CMRPerformanceMonitor
+from cmr_monitor_callbacks.monitor import CMRPerformanceMonitor
 from cmr_monitor_callbacks.recording.batches import batch_shape
 from cmr_monitor_callbacks.recording.cells import anything_compiled
 from cmr_monitor_callbacks.recording.phases import StepTimer
 from cmr_monitor_callbacks.reports import as_html
 from cmr_monitor_callbacks.sinks import TensorBoardSink
 from cmr_monitor_callbacks.snapshot import Snapshot
+from cmr_monitor_callbacks.windows import DEFAULT_WINDOW
 
 logger = logging.getLogger(__name__)
 STATE_FILE: Final = "cmr_monitor.pt"

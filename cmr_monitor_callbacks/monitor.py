@@ -1,17 +1,14 @@
-"""The monitor: ties probes, ledger, alerts and sinks together.
+"""The monitor: what a user attaches to a model, drives and asks.
 
 It knows nothing of Lightning: `CMRMonitorCallback` drives it through a Trainer, a plain loop or a
-notebook drives it by hand.
+notebook drives it by hand. What it is made of is in ``windows``.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import sys
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,8 @@ import torch
 from rich.console import RenderableType
 from torch import nn
 
-from cmr_monitor_callbacks.alerts import Alert, AlertDesk, HealthChange
-from cmr_monitor_callbacks.catalogue import COMPONENTS, CUSTOM
+from cmr_monitor_callbacks.alerts import Alert, HealthChange
+from cmr_monitor_callbacks.catalogue import CUSTOM
 from cmr_monitor_callbacks.clock import Clock, SystemClock
 from cmr_monitor_callbacks.config import (
     AlertConfig,
@@ -30,53 +27,20 @@ from cmr_monitor_callbacks.config import (
     ProfilingConfig,
     ResourcesConfig,
     SilenceConfig,
-    as_plain,
     parse,
 )
-from cmr_monitor_callbacks.custom import Tracked, from_table
-from cmr_monitor_callbacks.distributed import (
-    LAG,
-    Exchanged,
-    ExchangeError,
-    Header,
-    RankSession,
-    Votes,
-    moved,
-    reasons,
-    steps_between,
-)
-from cmr_monitor_callbacks.errors import CMRMonitorError, CriticalAlert, LayerError
-from cmr_monitor_callbacks.examining import Examiner
-from cmr_monitor_callbacks.failures import Failures
+from cmr_monitor_callbacks.errors import CMRMonitorError
 from cmr_monitor_callbacks.health import HealthReport, Transition
-from cmr_monitor_callbacks.history import HistoryError, Keeper, RunHistory
+from cmr_monitor_callbacks.history import HistoryError, RunHistory
 from cmr_monitor_callbacks.locks import locked
 from cmr_monitor_callbacks.overhead import overhead_of
-from cmr_monitor_callbacks.packed import Packed
-from cmr_monitor_callbacks.probes.listening import Listening
-from cmr_monitor_callbacks.profiling import Profiler, check_profiling
-from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
-from cmr_monitor_callbacks.recording.own import OwnNumbers
-from cmr_monitor_callbacks.recording.recorder import InvalidSample
-from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
-from cmr_monitor_callbacks.recording.tracking import Tracking
 from cmr_monitor_callbacks.reports import as_html, report_of, run_summary
-from cmr_monitor_callbacks.resources import ResourceWatch
-from cmr_monitor_callbacks.sampling import Sampling
-from cmr_monitor_callbacks.sinks import Outlet, Sink
+from cmr_monitor_callbacks.sinks import Sink
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
+from cmr_monitor_callbacks.windows import Parts, Settings, Windows
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_WINDOW = 50
-"""Steps in a window where nobody says."""
-STATE_VERSION = 1
 _MOST_HELD = 1000
 """Steps whose events may wait in memory to be worked out."""
-Tracks = tuple[Mapping[str, Tracked], Mapping[str, Tracked]]
-"""What users track: of a window, and of the run."""
-_LAST_WAIT = 1.0
-"""Seconds that a window under way is waited for when this process leaves the others."""
 
 
 class CMRPerformanceMonitor:
@@ -118,96 +82,26 @@ class CMRPerformanceMonitor:
         resources: ResourcesConfig | Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.config = parse(MonitoringConfig, config, "monitoring")
-        self.alert_config = parse(AlertConfig, alert_config, "alerts")
-        self.probes_config = parse(ProbesConfig, probes, "probes")
-        self.history_config = parse(HistoryConfig, history, "history")
-        self.profiling_config = parse(ProfilingConfig, profiling, "profiling")
-        self.resources_config = parse(ResourcesConfig, resources, "resources")
+        settings = Settings.parse(config, alert_config, probes, history, profiling, resources)
+        self.config = settings.monitoring
+        self.alert_config = settings.alerts
+        self.probes_config, self.history_config = settings.probes, settings.history
+        self.profiling_config, self.resources_config = settings.profiling, settings.resources
         self.clock: Clock = clock or SystemClock()
-        self.resources = ResourceWatch(self.resources_config, self.clock, self._step_under_way)
-        self.window_steps = self.config.log_every_n_steps or DEFAULT_WINDOW
-        self._interval = self.config.metric_collection_interval
-        keep = self.config.max_history_size
-        self.alerts = AlertDesk(
-            self.alert_config,
-            self.config.alert_thresholds,
-            self.config.health_check_interval,
-            keep,
-        )
-        self._failures = Failures(keep, raises=self.config.on_monitor_error == "raise")
-        self.alerts.note = self._failures.note
-        self.alerts.on_action = self._on_action
-        self._outlet = Outlet(self.config, self.guard)
-        settings = {
-            "monitoring": self.config,
-            "alerts": self.alert_config,
-            "probes": self.probes_config,
-            "history": self.history_config,
-            "profiling": self.profiling_config,
-            "resources": self.resources_config,
-        }
-        self._keeper = Keeper(
-            self.history_config,
-            keep,
-            self.clock.wall,
-            {name: as_plain(model) for name, model in settings.items()},
-        )
-        self._kinds = frozenset(name for name in COMPONENTS if self.config.watches_component(name))
-        self._times_steps = "timing" in self._kinds
-        self._ledger = Ledger(keep, self._note_invalid)
-        self._steps = self._ledger.recorder.steps
-        self.lock = self._ledger.lock
+        parts = self._parts = Parts(settings, self.clock)
+        self._windows = Windows(parts)
+        # each is asked for in every step, or often
+        self.alerts, self.resources, self.profiler = parts.alerts, parts.resources, parts.profiler
+        self.lock = parts.ledger.lock
         """Held while a window ends: steps, and questions, may come from several threads."""
-        self._tracking = Tracking(self.lock, self.clock.wall)
-        self._listening = Listening(
-            self._ledger,
-            self._kinds,
-            self.config.watches_layer,
-            self.probes_config,
-            self.clock.monotonic,
-            self._failures,
-            self._step_under_way,
-            (self.record_capture, self.record_reconstruction),
-        )
-        rules = [rule.name for rule in self.alerts.rules]
-        more = bool(self.alert_config.rules_file)
-        enabled = check_profiling(self.config, self.profiling_config, rules, more)
-        self.profiler = Profiler(
-            self.profiling_config, enabled, self._listening, self.guard, self._keeper.mark
-        )
-        """Makes profiles; a loop of one's own has it begin and end steps."""
-        self._sampling = Sampling(
-            self.config.sample_every,
-            adaptive=self.config.adaptive,
-            budget=self.config.overhead_budget,
-        )
+        self._ledger, self._listening, self._ranks = parts.ledger, parts.listening, parts.ranks
+        self._steps = parts.ledger.recorder.steps
+        self._times_steps = "timing" in parts.kinds
         self._batches = 0
         """Begun in the stage that is recorded now, if that is not training."""
-        self._examiner = Examiner(self.config.diagnostics, self._ledger, self._listening)
-        self._live = self.config.enable_real_time
         self._held = 0
-        self._ranks = RankSession(
-            self.config.reduction, self.config.flat_up_to_ranks, self.config.reduction_timeout
-        )
-        self._rank = 0
-        self._mutes: set[str]
-        self._fatal: str
-        self._edits: str
-        self._own: OwnNumbers
-        self._sent: Packed | None
-        self._undecided: Exchanged | None
-        self._votes: Votes
-        self._next_end = 0
-        self._window_ends: float
-        self.snapshot: Snapshot
-        self.on_decision: Callable[[str, str], None] | None = None
-        """Told ``stop`` or ``checkpoint`` and the reason, on all ranks at the same step."""
-        self._closed: ClosedWindow | None = None
+        self._live = self.config.enable_real_time
         self._last_end: float | None = None
-        self.current_step = -1
-        self.windows = 0
-        self.reset_metrics()
         if model is not None:
             self.attach(model)
 
@@ -224,30 +118,21 @@ class CMRPerformanceMonitor:
         """
         found = self._listening.attach(model, self)
         with self.guard("looking at the model for the diagnostics"):
-            self._examiner.attached(model, self.current_step, self._local_snapshot)
+            self._parts.examiner.attached(model, self.current_step, self._windows.numbers.of_now)
         return found
-
-    def _begin_diagnostics(self) -> None:
-        with self.guard("looking at the model for the diagnostics"):
-            self._examiner.begin_again(self._local_snapshot)
 
     def refresh(self) -> None:
         """Before a step: notice objects of the model that were replaced since the last."""
-        if self._own.since is None:
-            self._own.begin(self.clock.monotonic(), self._ledger.events)
-        self._listening.refresh()
-        sampling, step = self._sampling, self.current_step + 1
-        self._listening.time_calls(on=sampling.takes(step))
-        if self._interval is None:
-            closely = sampling.takes_last(step, self.window_steps)
-        else:  # nobody knows which is the last
-            closely = sampling.takes_first(step, self._window_begin)
-        self._listening.look_closely(on=closely)
+        windows, listening, step = self._windows, self._listening, self._parts.position.step + 1
+        windows.numbers.begin_step()
+        listening.refresh()
+        listening.time_calls(on=self._parts.sampling.takes(step))
+        listening.look_closely(on=windows.takes_closely(step))
 
     def begin_batch(self) -> None:
         """Before a batch of a stage other than training: some are timed, see ``sample_every``."""
         batch, self._batches = self._batches, self._batches + 1
-        self._listening.time_calls(on=self._sampling.takes_batch(batch))
+        self._listening.time_calls(on=self._parts.sampling.takes_batch(batch))
         self._listening.look_closely(on=batch == 0)
 
     def take_outputs(self, outputs: Any) -> None:
@@ -256,7 +141,7 @@ class CMRPerformanceMonitor:
 
     def describe(self) -> str:
         """What each number comes from, in lines; '' where nothing is watched."""
-        return self._listening.automatic.describe(self._sampling.every)
+        return self._windows.finisher.describe()
 
     def place_cells(self, device: torch.device) -> None:
         """Make room for numbers that live on a device, before the first compiled call."""
@@ -276,7 +161,7 @@ class CMRPerformanceMonitor:
         self.profiler.interrupt("the model was let go")
         self._listening.poll(begun=False)
         with self.guard("looking at the model for the diagnostics"):
-            self._examiner.end()
+            self._parts.examiner.end()
         self._listening.detach()
         self.resources.stop()
 
@@ -300,7 +185,7 @@ class CMRPerformanceMonitor:
         if self._held >= _MOST_HELD:  # a long validation, or a very long window
             self._held = 0
             self._ledger.fold()
-            self._fold_tracked()
+            self._parts.fold_tracked()
         if self._times_steps:
             wall = step if wait is None else step + wait
             times = (step, wait, forward, backward, optimizer, monitor, passes)
@@ -324,13 +209,13 @@ class CMRPerformanceMonitor:
             states_captured: states taken; no data where omitted.
             states_attempted: states tried; no data where omitted.
         """
-        told = self._listening.automatic.tells()
-        if "calls" in told:
-            return  # who tells of its calls is seen calling
-        fields: tuple[Any, ...] = (states_attempted, states_captured, states_stored)
-        if "capture" in told:
-            fields = (None, None, None)
-        self._record("capture", layer_idx, (*fields, capture_time, None))
+        self._parts.hearsay.capture(
+            layer_idx,
+            states_stored,
+            capture_time,
+            states_captured=states_captured,
+            states_attempted=states_attempted,
+        )
 
     def record_reconstruction(
         self, layer_idx: Hashable, memories_used: int, reconstruction_time: float | None
@@ -342,9 +227,7 @@ class CMRPerformanceMonitor:
             memories_used: memories read; 0: it did nothing.
             reconstruction_time: duration in seconds.
         """
-        if "reconstruction" in self._listening.automatic.tells():
-            return
-        self._record("reconstruction", layer_idx, (memories_used, None, reconstruction_time))
+        self._parts.hearsay.reconstruction(layer_idx, memories_used, reconstruction_time)
 
     def track_metric(self, name: str, value: Any, timestamp: float | None = None) -> None:
         """A number of your own by name: shown, kept and judged beside the monitor's.
@@ -375,19 +258,7 @@ class CMRPerformanceMonitor:
         >>> monitor.snapshot.value("grad_norm")
         2.0
         """
-        self._tracking.add(name, value, timestamp)
-
-    def _fold_tracked(self) -> None:
-        if self._ledger.stage == "sanity":  # it is thrown away
-            return
-        for sample in self._tracking.fold():
-            self._ledger.invalid_samples += 1
-            self._note_invalid(sample)
-
-    def _record(self, kind: str, layer: Hashable, fields: tuple[Any, ...]) -> None:
-        if kind in self._kinds and self.config.watches_layer(layer):
-            slot = self._ledger.layout.column(layer)
-            self._ledger.recorder.add_any(kind, slot, fields)
+        self._parts.tracking.add(name, value, timestamp)
 
     @contextmanager
     def track_performance(self) -> Iterator[CMRPerformanceMonitor]:
@@ -405,147 +276,76 @@ class CMRPerformanceMonitor:
 
     # -- windows and stages -----------------------------------------------------------------
 
-    @locked
+    @property
+    def current_step(self) -> int:
+        """The last step that is over; -1: none is."""
+        return self._parts.position.step
+
+    @current_step.setter
+    def current_step(self, step: int) -> None:
+        self._parts.position.step = step
+
+    @property
+    def windows(self) -> int:
+        """How many were finished."""
+        return self._parts.position.windows
+
+    @property
+    def window_steps(self) -> int:
+        """Steps of a window, where windows are not in seconds."""
+        return self._windows.steps
+
+    @window_steps.setter
+    def window_steps(self, steps: int) -> None:
+        self._windows.steps = steps
+
     def step(self, step: int | None = None) -> None:
         """A step of training is over; ends the window if that is due.
 
         Args:
             step: its number, the first being 0; default: one more than the last.
         """
-        self.current_step = self.current_step + 1 if step is None else step
-        if self._closed is not None or self._undecided is not None:
-            self._publish_if_due()
-        if self._interval is None:
-            due = (self.current_step + 1) % self.window_steps == 0
-        elif self._ranks.exchange is not None:
-            due = self.current_step >= self._next_end
-        else:
-            due = self.clock.monotonic() - self._window_start >= self._interval
-        if due:
-            self.close_window()
+        self._windows.step(step)
 
-    @locked
     def close_window(self) -> None:
         """End the training window in hand; its snapshot comes as soon as its numbers are here."""
-        start = self.clock.monotonic()
-        self._listening.poll()
-        self._publish()
-        self._fold_tracked()
-        closed = self._ledger.close(self.current_step, self.clock.wall())
-        self._sampling.window_every = self._sampling.every
-        self._own.resources = self.resources.window()
-        rate = self.alerts.rate(self.clock.wall())
-        self._own.close(start, self._ledger.events, self._keeper.latency, rate)
-        self._muted, self._mutes = bool(self._mutes), set()
-        for request in self._keeper.take_requests():
-            with self.guard("a request from outside"):
-                self.alerts.ask(**request)
-        self._edits = self.alerts.edits() if self._ranks.first else ""
-        if self._ranks.exchange is not None:
-            self._send(closed, start)
-        else:
-            self._apply_edits(self._edits)
-            self._tracking.close()
-            self._closed = closed
-            if closed.ready:
-                self._publish()
-        self._sample_as_needed()
-        self._window_start, self._window_begin = start, self.current_step
-        with self.guard("looking at the memory's entries"):
-            self._examiner.look(self.windows)
-        self._own.processing_time = self.clock.monotonic() - start
-        self._window_ends += self._own.processing_time
+        self._windows.close()
 
-    def _sample_as_needed(self) -> None:
-        """At a window's end, on all ranks: look less closely where the monitor takes too much."""
-        made = self._sampling.change(self.current_step)
-        if made is None:
-            return
-        if self._ranks.first:
-            level = logging.WARNING if made.after > made.before else logging.INFO
-            logger.log(level, "%s", made)
-        self._keeper.mark(str(made), self.current_step)
-
-    @locked
     def peek(self) -> tuple[list[str], list[float]]:
         """Tags and values of the whole model before the first window has ended.
 
         With several ranks the window ends here, for all ranks must see the same numbers.
         """
-        if self._ranks.exchange is not None:
-            self.close_window()
-            self._publish()
-            return self.shown()
-        snapshot = self._snapshot_now()
-        return self._outlet.whole(snapshot)
+        return self._windows.peek()
 
-    @locked
     def settle(self) -> None:
         """Publish a window that has ended, waiting for its numbers; on all ranks at once."""
-        self._publish()
+        self._windows.settle()
 
     def shown(self) -> tuple[list[str], list[float]]:
         """Tags and values of the whole model as they were shown last; the score from the start."""
-        return self._outlet.shown
+        return self._parts.outlet.shown
 
-    @locked
-    def _snapshot_now(self) -> Snapshot:
-        self._listening.poll()
-        return self._local_snapshot()
-
-    def _local_snapshot(self) -> Snapshot:
-        reading = self._ledger.peek()
-        step, time = self.current_step, self.clock.wall()
-        self._fold_tracked()
-        own = {**self.health.numbers(), **self._counts()}
-        own["sample_every"] = float(self._sampling.every)
-        tracked = self._tracking.in_hand()
-        return self._snapshot("train", reading, step, time, own=own, tracked=tracked)
-
-    @locked
     def flush(self) -> None:
         """End a partial window, if there is one, and have every sink write what is pending.
 
         With several ranks all of them call it, at the same step.
         """
-        if self._ranks.exchange is not None:
-            begun = self.current_step > self._window_begin
-        else:
-            begun = self._ledger.dirty or self._ledger.recorder.pending or self._tracking.pending
-        if begun:
-            self.close_window()
-        if self._publish(last=True):  # a checkpoint took that window
-            self.close_window()
-            self._publish(last=True)
-        self.alerts.finish(self.current_step, self.clock.wall())
-        self._outlet.flush()
-        self._keeper.flush()
+        self._windows.flush()
 
     def mute(self, why: str) -> None:
         """What makes the times of the window in hand not those of training: a checkpoint, say."""
-        if why in self.alert_config.mute:
-            self._mutes.add(why)
+        self._windows.mute(why)
 
-    @locked
     def enter_stage(self, stage: str) -> None:
         """What is recorded from now on belongs to ``stage``; on all ranks at once.
 
         Args:
             stage: ``train``, ``val``, ``test``, ``predict``, or ``sanity``, which is thrown away.
         """
-        self.profiler.interrupt(f"{stage} came between")
-        if self._ranks.exchange is not None:
-            self._publish()
-        self._listening.poll(begun=False)
-        if stage != "train":
-            self._examiner.leave_training()
-        self.mute({"sanity": "sanity_check", "val": "validation"}.get(stage, stage))
-        self._fold_tracked()
-        self._ledger.enter(stage)
+        self._windows.enter_stage(stage)
         self._batches = 0
-        self._listening.time_calls(on=True)  # of a stage that tells of no batches all calls are
 
-    @locked
     def leave_stage(self, step: int) -> None:
         """End a stage other than training: its numbers are logged once, and training goes on.
 
@@ -554,179 +354,7 @@ class CMRPerformanceMonitor:
         Args:
             step: where on the x-axis they are logged.
         """
-        ledger = self._ledger
-        stage, statistics = ledger.stage, ledger.current
-        if stage == "train":
-            return
-        self._listening.poll()
-        closed = ledger.close(step, self.clock.wall())
-        ledger.enter("train")
-        self._examiner.back_in_training()
-        if stage == "sanity":
-            self._tracking.drop()
-            self._listening.automatic.begin_anew()
-            self._examiner.begin_books()
-            return
-        window, time = ledger.settle(closed, statistics), closed.time
-        exchanged = None
-        if self._ranks.exchange is not None:
-            with self._with_ranks():
-                header = self._header(closed, self._next_end)
-                exchanged = self._ranks.exchange_stage(header, window, ledger.layout.layers)
-                ledger.share(self._ranks.exchange.layout)
-        reading = self._finish(window, statistics, exchanged)
-        snapshot = self._snapshot(stage, reading, step, time, self._examiner.take_compared())
-        self.snapshots[stage] = snapshot
-        self._outlet.emit(snapshot, HealthReport(), ())
-        self._keep(snapshot, ())
-
-    def _keep(self, snapshot: Snapshot, transitions: Sequence[Transition]) -> None:
-        """Have a window kept in the history; it is written on another thread."""
-        keeper = self._keeper
-        for failure in keeper.take_failures():
-            self._failures.note("the history", failure)
-        changes = [
-            (c.component, c.before.value, c.after.value, c.step, c.time)
-            for c in self.alerts.take_changes()
-        ]
-        keeper.window(snapshot, transitions, changes, snapshot.sources, self.describe)
-        keeper.samples(self.resources.take_samples())
-        for failure in self.resources.take_failures():
-            self._failures.note("the resources", failure)
-        keeper.errors(
-            self._failures.take_records(rank=keeper.rank, step=snapshot.step, time=snapshot.time)
-        )
-
-    def _publish_if_due(self) -> None:
-        if self._ranks.exchange is None:
-            if self._closed is None or self._closed.ready:
-                self._publish()
-        elif self.current_step >= self._ranks.take_at:
-            self._publish()
-
-    def _publish(self, *, last: bool = False) -> bool:
-        """Finish the closed window, and act on what the ranks decided with it.
-
-        Args:
-            last: whether no window follows that could have the numbers of new layers.
-
-        Returns:
-            whether layers were new, whose numbers wait for the next window.
-        """
-        complete = last and self._undecided is None
-        self._collect(last=last)
-        exchanged, self._undecided = self._undecided, None
-        if exchanged is None:
-            return False
-        for kind in ("stop", "checkpoint"):
-            reason = exchanged.vote(kind)
-            if reason is not None:
-                self._act(kind, reason)
-        exchange = self._ranks.exchange
-        if exchange is not None and exchanged.first.edits:
-            with self._with_ranks():
-                self._apply_edits(exchange.first_text(self._edits))
-            exchange = self._ranks.exchange
-        if exchange is None or not any(header.new_layers for header in exchanged.headers):
-            return False
-        if complete:
-            return False
-        with self._with_ranks():
-            exchange.agree(self._ledger.layout.layers, self._tracking.names)
-            self._ledger.share(exchange.layout)
-        return self._ranks.exchange is not None
-
-    def _collect(self, *, last: bool = False) -> None:
-        """Finish the closed window, judge it and hand it to the sinks."""
-        closed, self._closed = self._closed, None
-        if closed is None:
-            return
-        ledger, exchanged = self._ledger, None
-        if self._sent is not None:
-            window, self._sent = self._sent, None
-            with self._with_ranks():
-                exchanged = self._ranks.take(last=last)
-                if last and self._ranks.exchange is not None:
-                    ledger.share(self._ranks.exchange.layout)
-        else:
-            window = ledger.settle(closed, ledger.train)
-        self.windows += 1
-        reading = self._finish(window, ledger.train, exchanged)
-        time = closed.time if exchanged is None else exchanged.first.time
-        own = self._own.read(self._counts(), reading, exchanged)
-        own.update(self._examiner.take_compared())
-        own["sample_every"] = float(self._sampling.window_every)
-        begin = self.snapshot.step
-        tracked = self._finish_tracked(exchanged)
-        snapshot = self._snapshot("train", reading, closed.step, time, own, exchanged, tracked)
-        if not self._muted:  # else what came between makes the time no measure
-            self._sampling.hear(own.get("overhead_fraction", math.nan), begin)
-        own.update(self.alerts.report.numbers())  # rules see the verdict before
-        transitions = self.alerts.judge(snapshot, self.windows, muted=self._muted)
-        own.update(self.alerts.report.numbers())  # the snapshot holds this very mapping
-        self.profiler.hear(transitions)
-        self.snapshot = snapshot
-        self._outlet.emit(snapshot, self.alerts.report, transitions)
-        self._keep(snapshot, transitions)
-        if exchanged is not None:
-            self._votes.heard()
-            self._undecided = exchanged
-            self._next_end = int(exchanged.first.next_step)
-        else:
-            self._decide_alone()
-        if self._fatal:
-            reason, self._fatal = self._fatal, ""
-            raise CriticalAlert(reason, snapshot.to_dict("window"))
-
-    def _finish(
-        self, window: Packed, stage: StageStatistics, exchanged: Exchanged | None
-    ) -> Reading:
-        if exchanged is not None:
-            return self._ledger.finish(exchanged.statistics, stage, exchanged.by_rank)
-        ledger = self._ledger
-        for layer in ledger.layout.layers:  # where the others are lost these come on top
-            with suppress(LayerError):  # it looks like another rank's: left out, that was said
-                ledger.shared.column(layer)
-        return ledger.finish(moved(window, ledger.layout.layers, ledger.shared.layers), stage)
-
-    def _finish_tracked(self, exchanged: Exchanged | None) -> Tracks:
-        exchange, everybody = self._ranks.exchange, None
-        if exchanged is not None and exchange is not None:
-            everybody = from_table(exchanged.custom, exchange.names)
-        window = self._tracking.finish(everybody)
-        return window, self._tracking.run
-
-    def _snapshot(
-        self,
-        stage: str,
-        reading: Reading,
-        step: int,
-        time: float,
-        own: Mapping[str, float],
-        exchanged: Exchanged | None = None,
-        tracked: Tracks = ({}, {}),
-    ) -> Snapshot:
-        return Snapshot(
-            stage=stage,
-            step=step,
-            time=time,
-            world_size=1 if reading.by_rank is None else reading.by_rank.width - 1,
-            layer_ids=self._ledger.shared.layers,
-            statistics=reading.run,
-            counters=reading.counters,
-            window=reading.window,
-            own=own,
-            sources=self._listening.sources(self._sampling.window_every),
-            recent_times=self._ledger.recent_times,
-            by_rank=reading.by_rank,
-            run_by_rank=reading.run_by_rank,
-            window_statistics=reading.statistics,
-            cells=None if exchanged is None else exchanged.cells,
-            own_window=self._own.window if stage == "train" else {},
-            own_by_rank=self._own.by_rank if stage == "train" else {},
-            custom=tracked[0],
-            custom_run=tracked[1],
-        )
+        self._windows.leave_stage(step)
 
     # -- history ----------------------------------------------------------------------------
 
@@ -738,7 +366,7 @@ class CMRPerformanceMonitor:
             rank: of this process.
             world_size: processes of the run.
         """
-        self._keeper.open(folder, rank, world_size)
+        self._parts.keeper.open(folder, rank, world_size)
         self.profiler.place(folder, rank)
 
     def close_history(self, outcome: str) -> None:
@@ -747,22 +375,15 @@ class CMRPerformanceMonitor:
         Args:
             outcome: how the run ended, for people.
         """
-        self._keeper.errors(
-            self._failures.take_records(
-                rank=self._keeper.rank, step=self.current_step, time=self.clock.wall()
-            )
-        )
-        self._keeper.close(outcome)
-        for failure in self._keeper.take_failures():
-            self._failures.note("the history", failure)
+        self._windows.finisher.end_history(outcome)
 
     def keep_alert(self, transition: Transition) -> None:
         """Keep what became of an alert between windows; from any thread, on rank 0."""
-        self._keeper.alerts([transition])
+        self._parts.keeper.alerts([transition])
 
     def flush_history(self) -> None:
         """Wait, for some seconds at most, until all that is known has been written."""
-        self._keeper.flush()
+        self._parts.keeper.flush()
 
     @property
     def history(self) -> RunHistory:
@@ -771,7 +392,7 @@ class CMRPerformanceMonitor:
         Raises:
             HistoryError: nothing is kept, or this is not rank 0.
         """
-        return self._keeper.read()
+        return self._parts.keeper.read()
 
     def generate_report(self, time_range: str | float | None = "1h") -> dict[str, Any]:
         """A report on the newest part of the run.
@@ -795,7 +416,7 @@ class CMRPerformanceMonitor:
         >>> monitor.generate_report()["system_health"]
         'healthy'
         """
-        diagnostics = self.run_diagnostics() if self._examiner.has_model else None
+        diagnostics = self.run_diagnostics() if self._parts.examiner.has_model else None
         with self.history as history:
             return report_of(history, time_range, now=self.clock.wall(), diagnostics=diagnostics)
 
@@ -817,17 +438,17 @@ class CMRPerformanceMonitor:
         ['no_memory_found']
         >>> monitor.detach()
         """
-        snapshot = self._snapshot_now()
+        snapshot = self._windows.now()
         try:
-            history: RunHistory | None = self._keeper.read()
+            history: RunHistory | None = self._parts.keeper.read()
         except HistoryError:
             history = None
         with history or nullcontext():
-            return self._examiner.examine(snapshot, history, self.health, self.config.layers)
+            return self._parts.examiner.examine(snapshot, history, self.health, self.config.layers)
 
     def measure_hooks(self) -> AbstractContextManager[Any]:
         """Time the model's hooks while it is called inside; `run_diagnostics` then shows it."""
-        return self._examiner.measure_hooks(self.clock.monotonic)
+        return self._parts.examiner.measure_hooks(self.clock.monotonic)
 
     def compare_memory(
         self, model: nn.Module, loss_of: Callable[[Any], float]
@@ -843,12 +464,12 @@ class CMRPerformanceMonitor:
             ``loss_without_memory`` of the stage; None where the memory is empty, or where the model
             cannot be compared: then `run_diagnostics` says why.
         """
-        return self._examiner.compare(model, loss_of, self)
+        return self._parts.examiner.compare(model, loss_of, self)
 
     @property
     def compares_memory_every(self) -> int:
         """Every how many validation batches `compare_memory` is due; 0: never."""
-        return self._examiner.compares_every
+        return self._parts.examiner.compares_every
 
     def mark(self, label: str) -> None:
         """Keep a note at this step: it is shown in reports.
@@ -856,54 +477,39 @@ class CMRPerformanceMonitor:
         Args:
             label: such as ``"learning rate lowered"``.
         """
-        self._keeper.mark(label, self.current_step)
+        self._parts.keeper.mark(label, self.current_step)
 
     # -- the other ranks --------------------------------------------------------------------
 
     def join_ranks(self) -> None:
         """Find the other ranks of this job; all of them call it at once, before training."""
-        with self._with_ranks():
-            self._ranks.join()
-        self._rank = self._ranks.rank
-        if not self._ranks.first:
-            self.alerts.tells = False
+        self._windows.together.join()
 
     @locked
     def agree_on_layers(self) -> None:
         """Agree on the layers of all ranks; all of them call it at once, when probes are found."""
-        with self._with_ranks():
-            ledger = self._ledger
-            layers = [*ledger.shared.layers, *ledger.layout.layers]
-            layout = self._ranks.begin(layers, self._tracking.names)
-            if layout is not None:
-                ledger.share(layout)
-                self._next_end = self.current_step + 1
+        self._windows.together.agree()
 
-    @locked
     def leave_ranks(self) -> None:
         """Let the others go and wait for none of them; what they did not get is dropped."""
-        exchange = self._ranks.exchange
-        if exchange is not None:
-            if exchange.arrives(_LAST_WAIT):
-                self._collect()
-            if self.current_step > self.snapshot.step:
-                logger.warning(
-                    "steps %d to %d are not in the totals: this process left before all ranks had "
-                    "put them together",
-                    self.snapshot.step + 1,
-                    self.current_step,
-                )
-            self._closed = self._sent = self._undecided = None
-            self._ledger.drop_window()
-        self._ranks.leave()
+        self._windows.leave_ranks()
+
+    @property
+    def on_decision(self) -> Callable[[str, str], None] | None:
+        """Told ``stop`` or ``checkpoint`` and the reason, on all ranks at the same step."""
+        return self._windows.decisions.carry_out
+
+    @on_decision.setter
+    def on_decision(self, carry_out: Callable[[str, str], None] | None) -> None:
+        self._windows.decisions.carry_out = carry_out
 
     def request_stop(self, reason: str) -> None:
         """Ask all ranks to stop training: they do at the same step, after the next window."""
-        self._votes.ask("stop", reason)
+        self._windows.decisions.votes.ask("stop", reason)
 
     def request_checkpoint(self, reason: str) -> None:
         """Ask all ranks for a checkpoint: they make it at the same step, after the next window."""
-        self._votes.ask("checkpoint", reason)
+        self._windows.decisions.votes.ask("checkpoint", reason)
 
     def set_alert(
         self,
@@ -933,7 +539,7 @@ class CMRPerformanceMonitor:
         >>> monitor.set_alert("avg_latency", "> 0.1", print)
         'avg_latency:>'
         """
-        if metric_name in self._tracking.names:
+        if metric_name in self._parts.tracking.names:
             metric_name = CUSTOM + metric_name
         return self.alerts.watch(metric_name, condition, callback)
 
@@ -972,106 +578,19 @@ class CMRPerformanceMonitor:
         """With several ranks rank 0's word counts, at the next window, on all of them."""
         self.alerts.ask(kind, **what)
         if self._ranks.exchange is None and self.alerts.may_change:
-            self._apply_edits(self.alerts.edits())
-
-    def _apply_edits(self, text: str) -> None:
-        if text:
-            with self.guard("changing the rules"):
-                self.alerts.apply(text)
-
-    def _on_action(self, action: str, reason: str) -> None:
-        """What a rule asks for when it fires; on all ranks alike."""
-        if action == "stop":
-            self.request_stop(reason)
-        elif action == "checkpoint":
-            self.request_checkpoint(reason)
-        elif action == "log":
-            logger.warning("%s", reason)
-        elif self._ranks.lost:
-            logger.warning("not raised (%s): the other ranks cannot be asked", reason)
-        else:
-            self._fatal = reason
-
-    def _act(self, kind: str, reason: str) -> None:
-        if self.on_decision is not None:
-            with self.guard(
-                f"{kind}, for {reason}"
-            ):  # a full disk must not keep a run from stopping
-                self.on_decision(kind, reason)
-
-    def _decide_alone(self) -> None:
-        for kind, reason in self._votes.take().items():
-            if self._ranks.lost:
-                logger.warning("no %s (%s): the other ranks cannot be asked", kind, reason)
-            else:
-                self._act(kind, reason)
-
-    def _send(self, closed: ClosedWindow, now: float) -> None:
-        """Send a closed window to the other ranks; it is taken some steps later, by all."""
-        ledger = self._ledger
-        window = ledger.settle(closed, ledger.train, wait=False)
-        lag = LAG if self._interval is not None else min(LAG, self.window_steps - 1)
-        next_end = closed.step + 1
-        if self._interval is not None:
-            steps = max(1, closed.step - self._window_begin)
-            per_step = (now - self._window_start) / steps
-            next_end = closed.step + max(lag + 1, steps_between(self._interval, per_step))
-        self._closed, self._sent = closed, window
-        self._next_end = sys.maxsize  # until rank 0's word is here
-        votes = self._votes.send()
-        with self._with_ranks():
-            self._sent = self._ranks.send(
-                self._header(closed, next_end, votes),
-                reasons(votes),
-                window,
-                ledger.layout.layers,
-                lag,
-                self._tracking,
-            )
-
-    def _header(
-        self, closed: ClosedWindow, next_end: int, votes: Mapping[str, str] | None = None
-    ) -> Header:
-        return Header(
-            step=float(closed.step),
-            next_step=float(next_end),
-            time=closed.time,
-            stop=float("stop" in (votes or {})),
-            checkpoint=float("checkpoint" in (votes or {})),
-            **self._counts(),
-            processing_time=self._own.processing_time,
-            **self._own.measured,
-            resources=self._own.resources,
-            edits=float(len(self._edits)),
-        )
-
-    @contextmanager
-    def _with_ranks(self) -> Iterator[None]:
-        """Where the others fail this rank, it goes on with its own numbers."""
-        try:
-            yield
-        except (ExchangeError, LayerError) as error:
-            waiting = self._ranks.lose()
-            if waiting is not None:
-                self._ledger.train.fold(waiting, [])
-            text = f"{error}; from now on the numbers of this rank are its own"
-            self.note_failure("reduction", ExchangeError(text))
-
-    def _counts(self) -> dict[str, float]:
-        """What this process counted of the monitor itself."""
-        return {
-            "events": float(self._ledger.events),
-            "invalid_samples": float(self._ledger.invalid_samples),
-            "failures": float(self.failures),
-            "dropped_events": float(self._dropped - self._dropped_before),
-        }
-
-    @property
-    def _dropped(self) -> int:
-        """What this process lost since it was made."""
-        return self._keeper.lost + self.alerts.delivery.dropped
+            self._windows.finisher.apply_edits(self.alerts.edits())
 
     # -- reading ----------------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest of training."""
+        return self._windows.snapshot
+
+    @property
+    def snapshots(self) -> dict[str, Snapshot]:
+        """The last of each other stage: ``val``, ``test``, ``predict``."""
+        return self._windows.snapshots
 
     @property
     def health(self) -> HealthReport:
@@ -1130,7 +649,7 @@ class CMRPerformanceMonitor:
                 "live statistics are off; set monitoring.enable_real_time to true, or call "
                 "enable_real_time_monitoring()"
             )
-        snapshot = self._snapshot_now()
+        snapshot = self._windows.now()
         about = {"health": self.get_health_status(), "overhead": self.overhead()}
         return {**snapshot.to_dict(over), **about}
 
@@ -1150,11 +669,12 @@ class CMRPerformanceMonitor:
         (10, 0.0)
         """
         seconds = {
-            "window_end": self._window_ends,
-            "history": self._keeper.seconds,
+            "window_end": self._windows.seconds,
+            "history": self._parts.keeper.seconds,
             "resources": self.resources.seconds,
         }
-        return overhead_of(self.snapshot, self._sampling, seconds, self._rank)
+        rank = self._windows.together.rank
+        return overhead_of(self.snapshot, self._parts.sampling, seconds, rank)
 
     def enable_profiling(self) -> None:
         """Allow `profile_execution`, and the profiles of ``profiling``, whatever was set."""
@@ -1195,125 +715,57 @@ class CMRPerformanceMonitor:
     @locked
     def reset_metrics(self) -> None:
         """Forget every number and alert; probes stay attached."""
-        self._ledger.clear()
-        self._sampling.forget()
-        self._tracking.clear()
-        self._examiner.forget()
-        self.alerts.clear()
-        self._keeper.forget()
-        self.resources.forget()
-        self.snapshot = Snapshot.empty("train")
-        self.snapshots: dict[str, Snapshot] = {}
-        self.current_step = -1
-        self.windows = 0
-        self._failures.count = 0
-        self._dropped_before = self._dropped
-        self._window_begin = -1
-        self._mutes = set()
-        self._muted = False
-        self._edits = self._fatal = ""
-        self._own = OwnNumbers()
-        self._window_ends = 0.0
-        self._sent = self._undecided = None
-        self._votes = Votes()
-        self._closed = None
+        self._windows.forget()
         self._last_end = None
-        self._window_start = self.clock.monotonic()
-        self._outlet.forget()
-        self._begin_diagnostics()
 
     def start_over(self) -> None:
         """Forget every number, alert and layer, as for another model; let go of this one first."""
         self.detach()
         self._ledger.forget_layers()
-        self._tracking.forget_names()
+        self._parts.tracking.forget_names()
         self.reset_metrics()
 
-    @locked
     def state_dict(self) -> dict[str, Any]:
         """Plain lists, dicts and numbers: run totals, the window begun, and the open alerts.
 
         With several ranks a window under way is waited for, but no collective is begun; the totals
         end with the last window that all ranks put together.
         """
-        if self._ranks.alone:
-            self._publish()
-        else:
-            self._collect()
-        self._fold_tracked()
-        return {
-            "version": STATE_VERSION,
-            "step": self.current_step,
-            "windows": self.windows,
-            **{name: int(count) for name, count in self._own.totals(self._counts()).items()},
-            "window_end": self._window_begin,
-            "sample_every": self._sampling.every,
-            "ledger": self._ledger.state(alone=self._ranks.alone),
-            "custom": self._tracking.state(alone=self._ranks.alone),
-            "alerts": self.alerts.state(self.clock.wall()),
-            "shown": dict(zip(*self.shown(), strict=True)),
-        }
+        return self._windows.state()
 
-    @locked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called, on all ranks with rank 0's state.
 
         Steps between the last window that several ranks put together and the checkpoint are in
         nobody's totals; it is said which.
         """
-        self.reset_metrics()
-        first = self._ranks.first
-        self._ledger.load(state["ledger"], first=first)
-        if "custom" in state:  # older ones have none
-            self._tracking.load(state["custom"], first=first)
-        self.alerts.load(state["alerts"])
-        self.current_step = state["step"]
-        self.windows = state["windows"]
-        self._window_begin = state["step"]
-        self._sampling.resume(state.get("sample_every", 1))
-        if first:
-            self._failures.count = state["failures"]
-            self._ledger.events = state["events"]
-            self._ledger.invalid_samples = state["invalid_samples"]
-            self._dropped_before -= state.get("dropped_events", 0)  # older ones have none
-        self._own.resume({name: state.get(name, 0) for name in self._counts()})
-        missing = state["step"] - state["window_end"]
-        if missing > 0 and state["ledger"]["window"] is None and first:
-            logger.warning(
-                "steps %d to %d lie between the last window of all ranks and the checkpoint: they "
-                "are not in the totals",
-                state["window_end"] + 1,
-                state["step"],
-            )
-        self._outlet.restore(state["shown"])
-        self._begin_diagnostics()
-        if self.windows:
-            self.snapshot = self._snapshot_now()
+        self._last_end = None
+        self._windows.load(state)
 
     # -- what goes wrong --------------------------------------------------------------------
 
     @property
     def failures(self) -> int:
         """The monitor's own failures."""
-        return self._failures.count
+        return self._parts.failures.count
 
     @property
     def error_log(self) -> deque[str]:
         """Errors and rejected values as text, the newest last."""
-        return self._failures.log
+        return self._parts.failures.log
 
     @property
     def sinks(self) -> list[Sink]:
         """Where numbers go."""
-        return self._outlet.sinks
+        return self._parts.outlet.sinks
 
     @sinks.setter
     def sinks(self, sinks: list[Sink]) -> None:
-        self._outlet.sinks = sinks
+        self._parts.outlet.sinks = sinks
 
     def guard(self, where: str) -> AbstractContextManager[None]:
         """The monitor's own failure must not end training: count it, say it once, go on."""
-        return self._failures.guard(where)
+        return self._parts.guard(where)
 
     def note_failure(self, where: str, error: Exception) -> None:
         """Count a failure of the monitor itself.
@@ -1321,18 +773,4 @@ class CMRPerformanceMonitor:
         Raises:
             MonitorFailure: ``on_monitor_error`` is ``raise``.
         """
-        self._failures.note(where, error)
-
-    def _step_under_way(self) -> int:
-        return self.current_step + 1
-
-    def _note_invalid(self, sample: InvalidSample) -> None:
-        layers = (None, *self._ledger.layout.layers)
-        self._failures.log_sample(
-            self.current_step,
-            layers[sample.column],
-            sample.component,
-            sample.field,
-            sample.reason,
-            sample.value,
-        )
+        self._parts.failures.note(where, error)

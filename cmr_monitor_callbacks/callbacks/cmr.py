@@ -47,7 +47,7 @@ from cmr_monitor_callbacks.config import (
 from cmr_monitor_callbacks.errors import ConfigError, CriticalAlert, MonitorFailure
 from cmr_monitor_callbacks.failures import message_of
 from cmr_monitor_callbacks.health import HealthReport
-from cmr_monitor_callbacks.monitor import DEFAULT_WINDOW, CMRPerformanceMonitor
+from cmr_monitor_callbacks.monitor import CMRPerformanceMonitor
 from cmr_monitor_callbacks.recording.batches import batch_shape
 from cmr_monitor_callbacks.recording.cells import anything_compiled
 from cmr_monitor_callbacks.recording.phases import StepTimer
@@ -61,6 +61,7 @@ from cmr_monitor_callbacks.sinks import (
 )
 from cmr_monitor_callbacks.snapshot import Snapshot
 from cmr_monitor_callbacks.stall import StallReport
+from cmr_monitor_callbacks.windows import DEFAULT_WINDOW
 
 logger = logging.getLogger(__name__)
 H = TypeVar("H", bound=Callable[..., None])

@@ -58,7 +58,8 @@ def _run(rank: Rank, folder: Path) -> dict[str, Any]:
         )
         machine = Machine(rank.rank)
         # nothing but these numbers: no thread, and one sample at each step
-        monitor.resources = ResourceWatch(monitor.resources_config, monitor.clock)
+        watch = ResourceWatch(monitor.resources_config, monitor.clock)
+        monitor.resources = monitor._parts.resources = watch
         monitor.open_history(folder, rank.rank, rank.world)
         monitor.join_ranks()
         monitor.agree_on_layers()

@@ -53,13 +53,13 @@ def _run(rank: Rank, folder: Path, route: str) -> dict[str, Any]:
             if step % 2 == 0:
                 monitor.flush_history()
             if step == 3:  # what a rank lost by its own
-                monitor._keeper._lost += 3 + rank.rank
+                monitor._parts.keeper._lost += 3 + rank.rank
         monitor.flush()
         collectives = group.collectives - before
         monitor.flush_history()
         snapshot = monitor.snapshot
         found = {name: snapshot.value(name) for name in NAMES}
-        found["own"] = monitor._keeper.latency
+        found["own"] = monitor._parts.keeper.latency
         found["lost in the window"] = snapshot.value("dropped_events", over="window")
         found["windows"], found["collectives"] = monitor.windows, collectives
         monitor.leave_ranks()

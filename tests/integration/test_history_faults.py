@@ -40,7 +40,7 @@ def loop(
         with monitor.track_performance():
             model.probe.capture(attempted=4, captured=4, stored=step % 4)
             if real:
-                monitor._keeper.flush()
+                monitor._parts.keeper.flush()
         said(step)
     monitor.flush()
     monitor.close_history("completed")

@@ -106,7 +106,7 @@ def test_storing_takes_what_the_writer_measured_and_is_no_data_without_a_history
     measured = []
     for step in range(6):
         if step % 2:
-            measured.append(monitor._keeper.latency)
+            measured.append(monitor._parts.keeper.latency)
         with monitor.track_performance():
             pass
     first, *rest = [report.snapshot.value("storage_latency") for report in sink.reports]
@@ -213,14 +213,14 @@ def test_windows_that_a_full_queue_lost_are_counted(
         with monitor.track_performance():
             pass
     monitor.settle()
-    lost = monitor._keeper.lost
+    lost = monitor._parts.keeper.lost
     assert lost >= 12 - 5 - 1  # one may be in the writer's hands
     other.execute("ROLLBACK")
     other.close()
     monitor.flush_history()
     with monitor.track_performance():
         pass
-    assert monitor.snapshot.value("dropped_events") == lost == monitor._keeper.lost
+    assert monitor.snapshot.value("dropped_events") == lost == monitor._parts.keeper.lost
     assert sink.reports[-1].snapshot.value("dropped_events") == lost
     monitor.close_history("completed")
     with RunHistory(path) as history:
@@ -243,7 +243,7 @@ def test_what_an_earlier_file_lost_stays_counted(
         with monitor.track_performance():
             pass
     monitor.close_history("ended")
-    lost = monitor._keeper.lost
+    lost = monitor._parts.keeper.lost
     assert lost >= 3
     with monitor.track_performance():
         pass

@@ -42,7 +42,7 @@ class Loop:
     def step(self) -> None:
         with self.monitor.track_performance():
             self.model.probe.capture(attempted=10, captured=10, stored=1)
-        self.monitor._keeper.flush()
+        self.monitor._parts.keeper.flush()
 
 
 def test_ack_of_a_running_job(tmp_path: Path) -> None:
