@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from rich.console import RenderableType
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cmr_monitor_callbacks.alerts import Surroundings
+from cmr_monitor_callbacks.answers import Answers, monitor_of
 from cmr_monitor_callbacks.config import (
     AlertConfig,
     HistoryConfig,
@@ -24,15 +24,11 @@ from cmr_monitor_callbacks.config import (
     ProbesConfig,
     ResourcesConfig,
 )
-from cmr_monitor_callbacks.errors import ConfigError
-from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.monitor import CMRPerformanceMonitor
 from cmr_monitor_callbacks.recording.batches import batch_shape
 from cmr_monitor_callbacks.recording.cells import anything_compiled
 from cmr_monitor_callbacks.recording.phases import StepTimer
-from cmr_monitor_callbacks.reports import as_html
 from cmr_monitor_callbacks.sinks import TensorBoardSink
-from cmr_monitor_callbacks.snapshot import Snapshot
 from cmr_monitor_callbacks.windows import DEFAULT_WINDOW
 
 logger = logging.getLogger(__name__)
@@ -41,7 +37,7 @@ STATE_FILE: Final = "cmr_monitor.pt"
 Settings = Mapping[str, Any] | None
 
 
-class CMRTrainerCallback(TrainerCallback):
+class CMRTrainerCallback(Answers, TrainerCallback):
     """Watches the memory of a model while Hugging Face's Trainer trains it.
 
     Numbers go to TensorBoard in ``<output_dir>/runs/cmr_monitor`` and to the history in
@@ -79,18 +75,13 @@ class CMRTrainerCallback(TrainerCallback):
         monitor: CMRPerformanceMonitor | None = None,
     ) -> None:
         super().__init__()
-        settings = {
-            "monitoring": monitoring,
-            "alerts": alerts,
-            "probes": probes,
-            "history": history,
-            "resources": resources,
-        }
-        given = [name for name, value in settings.items() if value is not None]
-        if monitor is not None and given:
-            raise ConfigError(f"{' and '.join(given)} must be set on the monitor that is passed")
-        self.monitor = monitor or CMRPerformanceMonitor(
-            monitoring, alert_config=alerts, probes=probes, history=history, resources=resources
+        self.monitor = monitor_of(
+            monitor,
+            monitoring=monitoring,
+            alerts=alerts,
+            probes=probes,
+            history=history,
+            resources=resources,
         )
         self._tensorboard = tensorboard
         self._now = self.monitor.clock.monotonic
@@ -101,35 +92,6 @@ class CMRTrainerCallback(TrainerCallback):
         self._in_batch = self._gate_closed = False
         self._asked: set[str] = set()
         self._counts_batches = self.monitor.config.watches_component("model")
-
-    # -- what a user reads ------------------------------------------------------------------
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The newest training snapshot."""
-        return self.monitor.snapshot
-
-    @property
-    def snapshots(self) -> dict[str, Snapshot]:
-        """The last snapshot of each other stage: ``val``."""
-        return self.monitor.snapshots
-
-    @property
-    def health(self) -> HealthReport:
-        """The newest verdict."""
-        return self.monitor.health
-
-    def summary(self, files: str = "") -> RenderableType:
-        """A summary for the terminal: ``rich.print(callback.summary())``.
-
-        Args:
-            files: where the run's files are; empty: not said.
-        """
-        return self.monitor.summary(files)
-
-    def _repr_html_(self) -> str:
-        """The summary, where a notebook shows the callback."""
-        return as_html(self.summary())
 
     # -- start and end ----------------------------------------------------------------------
 

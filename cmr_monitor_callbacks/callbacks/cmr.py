@@ -14,23 +14,18 @@ import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from cmr_monitor_callbacks.alerts import Surroundings
+from cmr_monitor_callbacks.answers import Answers, monitor_of
 from cmr_monitor_callbacks.callbacks.lightning_api import (
     LightningModule,
     Trainer,
     batch_steps,
     callback_bases,
-    callback_metrics,
     current_step,
     log_every_n_steps,
-    log_folder,
     other_profiler,
-    progress_bar_print,
-    run_folder,
     say_at_start,
-    tensorboard_writer,
 )
-from cmr_monitor_callbacks.callbacks.metrics_sink import CallbackMetricsSink
+from cmr_monitor_callbacks.callbacks.outlets import Outlets
 from cmr_monitor_callbacks.callbacks.stall import StallWatch
 from cmr_monitor_callbacks.callbacks.validation import validation_loss
 from cmr_monitor_callbacks.callbacks.weights import weights_are_finite
@@ -44,22 +39,12 @@ from cmr_monitor_callbacks.config import (
     SinksConfig,
     parse,
 )
-from cmr_monitor_callbacks.errors import ConfigError, CriticalAlert, MonitorFailure
+from cmr_monitor_callbacks.errors import CriticalAlert, MonitorFailure
 from cmr_monitor_callbacks.failures import message_of
-from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.monitor import CMRPerformanceMonitor
 from cmr_monitor_callbacks.recording.batches import batch_shape
 from cmr_monitor_callbacks.recording.cells import anything_compiled
 from cmr_monitor_callbacks.recording.phases import StepTimer
-from cmr_monitor_callbacks.reports import as_html
-from cmr_monitor_callbacks.sinks import (
-    LoggerSink,
-    PrometheusSink,
-    Sink,
-    TensorBoardSink,
-    require_prometheus_client,
-)
-from cmr_monitor_callbacks.snapshot import Snapshot
 from cmr_monitor_callbacks.stall import StallReport
 from cmr_monitor_callbacks.windows import DEFAULT_WINDOW
 
@@ -83,7 +68,7 @@ def _guarded(hook: H) -> H:
     return safe  # type: ignore[return-value]
 
 
-class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
+class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
     """Watches the memory of a model while a Trainer trains it.
 
     Each argument is a settings model or a mapping (a DictConfig too); what is omitted is as in the
@@ -126,28 +111,17 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         monitor: CMRPerformanceMonitor | None = None,
     ) -> None:
         super().__init__()
-        settings = {
-            "monitoring": monitoring,
-            "alerts": alerts,
-            "probes": probes,
-            "history": history,
-            "profiling": profiling,
-            "resources": resources,
-        }
-        given = [name for name, value in settings.items() if value is not None]
-        if monitor is not None and given:
-            raise ConfigError(f"{' and '.join(given)} must be set on the monitor that is passed")
-        self.monitor = monitor or CMRPerformanceMonitor(
-            monitoring,
-            alert_config=alerts,
+        self.monitor = monitor_of(
+            monitor,
+            monitoring=monitoring,
+            alerts=alerts,
             probes=probes,
             history=history,
             profiling=profiling,
             resources=resources,
         )
         self.sinks_config = parse(SinksConfig, sinks, "sinks")
-        if self.sinks_config.prometheus is not None:
-            require_prometheus_client()
+        self._outlets = Outlets(self.monitor, self.sinks_config)
         self._timer = StepTimer()
         self._other_timer = StepTimer()
         """Of the other stages: one may come between the batches of a step."""
@@ -156,44 +130,16 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self._watch = StallWatch(self.monitor.alert_config.stall, self._tell_of_stall, self._now)
         self._trainer: weakref.ref[Trainer] | None = None
         self._handles: list[Any] = []
-        self._metrics: CallbackMetricsSink | None = None
-        self._own_sinks: list[Sink] = []
-        self._sinks_open = False
-        self._said_no_exporter = False
         self._gate_closed = False
-        self._outcome = "completed"
         self._counts_batches = self.monitor.config.watches_component("model")
 
     # -- what a user reads ------------------------------------------------------------------
 
-    @property
-    def snapshot(self) -> Snapshot:
-        """The newest training snapshot."""
-        return self.monitor.snapshot
-
-    @property
-    def snapshots(self) -> dict[str, Snapshot]:
-        """The last snapshot of each other stage: ``val``, ``test``, ``predict``."""
-        return self.monitor.snapshots
-
-    @property
-    def health(self) -> HealthReport:
-        """The newest verdict."""
-        return self.monitor.health
-
     def summary(self, files: str = "") -> RenderableType:
-        """A summary for the terminal: ``rich.print(callback.summary())``.
-
-        Args:
-            files: where the run's files are; empty: not said.
-        """
-        found = self.monitor.summary(files)
+        """A summary for the terminal, the last profile included; see `Answers.summary`."""
+        found = super().summary(files)
         profile = self._profiler.describe()
         return Group(found, Text(profile)) if profile else found
-
-    def _repr_html_(self) -> str:
-        """The summary, where a notebook shows the callback."""
-        return as_html(self.summary())
 
     @property
     def state_key(self) -> str:
@@ -241,7 +187,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         found = self.monitor.attach(pl_module)  # configure_model() may have made modules since
         self.monitor.place_cells(pl_module.device)
         self.monitor.agree_on_layers()
-        self._open_sinks(trainer)
+        self._outlets.open(trainer)
         if not found and self.monitor.config.watches_layer(None):
             logger.warning(
                 "found no CMRProbe in %s, and no memory that is recognised: only times are "
@@ -264,8 +210,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
                 self._handles.append(optimizer.register_step_post_hook(self._after_optimizer))
         self.monitor.on_decision = partial(self._decided, trainer)
         self._profiler.begin_run(other_profiler(trainer))
-        if self._metrics is not None:
-            self._metrics.rewrite()
+        self._outlets.rewrite_metrics()
 
     def _decided(self, trainer: Trainer, kind: str, reason: str) -> None:
         """All ranks act at the same step."""
@@ -284,7 +229,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     @_guarded
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """ModelCheckpoint may look now, before the first window has ended."""
-        self._show_metrics()
+        self._outlets.show_metrics()
 
     @_guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -296,7 +241,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Lightning may not call `teardown` after this: flush and let go."""
-        self._outcome = f"{type(exception).__name__}: {message_of(exception)}"[:500]
+        self._outlets.outcome = f"{type(exception).__name__}: {message_of(exception)}"[:500]
         self._leave()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -328,21 +273,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         except CriticalAlert as alert:  # the run ends already, perhaps by another error
             logger.error("%s", alert)
         finally:
-            self._close()
-
-    def _close(self) -> None:
-        """Let go of what is open; the alerts' table goes into the event file before that closes."""
-        self.monitor.alerts.delivery.close()
-        self.monitor.close_history(self._outcome)
-        self._around(Surroundings())
-        self._metrics = None
-        self._sinks_open = False
-        sinks, self._own_sinks = self._own_sinks, []
-        mine = {id(sink) for sink in sinks}
-        self.monitor.sinks = [sink for sink in self.monitor.sinks if id(sink) not in mine]
-        for sink in sinks:
-            with self.monitor.guard(type(sink).__name__):
-                sink.close()
+            self._outlets.close()
 
     # -- each step --------------------------------------------------------------------------
 
@@ -428,24 +359,14 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self.monitor.attach(pl_module)
         self.monitor.place_cells(pl_module.device)
         self.monitor.agree_on_layers()
-        self._open_sinks(trainer)
+        self._outlets.open(trainer)
         self._timer.pause()
         self._other_timer = StepTimer()
         if not self._watch.watches and self.monitor.alert_config.enable_alerts:
             self._watch.start(trainer, self._other_timer)
         self._watch.follow(self._other_timer, stage)
-        self._show_metrics()
+        self._outlets.show_metrics()
         self.monitor.enter_stage(stage)
-
-    def _show_metrics(self) -> None:
-        """Have callback_metrics be there for EarlyStopping and ModelCheckpoint."""
-        self.monitor.settle()
-        if self._metrics is None:
-            return
-        if self.monitor.windows == 0 and self.monitor.current_step >= 0:
-            self._metrics.put(*self.monitor.peek())  # an epoch may be shorter than a window
-        else:
-            self._metrics.rewrite()
 
     @_guarded
     def _leave_stage(self, trainer: Trainer) -> None:
@@ -524,76 +445,6 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     # the other stages' batches are timed alike
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
-
-    # -- sinks ------------------------------------------------------------------------------
-
-    def _open_sinks(self, trainer: Trainer) -> None:
-        if self._sinks_open:
-            return
-        self._sinks_open = True
-        if self.sinks_config.callback_metrics:
-            shown = self.monitor.shown()
-            self._metrics = CallbackMetricsSink(partial(callback_metrics, trainer), *shown)
-            self._own_sinks.append(self._metrics)
-        self._around(self._surroundings(trainer))
-        self.monitor.open_history(run_folder(trainer), trainer.global_rank, trainer.world_size)
-        self.monitor.resources.start(log_folder(trainer), trainer.strategy.root_device)
-        self._outcome = "completed"
-        if trainer.is_global_zero:
-            # with log_every_n_steps=0 the user asked for nothing in the loggers
-            if self.sinks_config.loggers and log_every_n_steps(trainer) != 0:
-                self._own_sinks += [self._logger_sink(item) for item in trainer.loggers]
-            self._open_exporter(trainer)
-        else:
-            self.monitor.alerts.tells = False
-        self.monitor.sinks += self._own_sinks
-
-    def _open_exporter(self, trainer: Trainer) -> None:
-        config = self.sinks_config.prometheus
-        if config is None:
-            return
-        if not self.monitor.is_live:
-            if not self._said_no_exporter:
-                self._said_no_exporter = True
-                logger.warning(
-                    "sinks.prometheus is set, but monitoring.enable_real_time is false: there is "
-                    "no exporter"
-                )
-            return
-        settings = self.monitor.config
-        with self.monitor.guard("PrometheusSink"):
-            exporter = PrometheusSink(
-                config,
-                layer_metrics=settings.layer_metrics,
-                whole_metrics=settings.whole_metrics,
-                world_size=trainer.world_size,
-            )
-            self._own_sinks.append(exporter)
-            say_at_start(f"CMRMonitorCallback serves Prometheus at {exporter.url}")
-
-    def _surroundings(self, trainer: Trainer) -> Surroundings:
-        """What the alerts' channels find; the other ranks tell of nothing but their own stalls."""
-        folder = log_folder(trainer)
-        if not trainer.is_global_zero:
-            return Surroundings(folder=folder, run=folder.name)
-        writers = [tensorboard_writer(item) for item in trainer.loggers]
-        writer = next((w for w in writers if w is not None), None)
-        return Surroundings(
-            folder=folder,
-            emit=progress_bar_print(trainer),
-            add_text=None if writer is None else writer.add_text,
-            run=folder.name,
-        )
-
-    def _around(self, around: Surroundings) -> None:
-        """Tell the alerts' channels where the run is."""
-        vars(self.monitor.alerts.delivery.around).update(vars(around))
-
-    def _logger_sink(self, item: Any) -> Sink:
-        writer = tensorboard_writer(item)
-        if writer is not None and TensorBoardSink.accepts(writer):
-            return TensorBoardSink(writer, custom_scalars=self.sinks_config.custom_scalars)
-        return LoggerSink(item)
 
     def _remove_handles(self) -> None:
         for handle in self._handles:
