@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     )
     from cmr_monitor_callbacks.config import (
         AlertConfig,
+        HistoryConfig,
         MonitoringConfig,
         ProbesConfig,
+        ProfilingConfig,
         ResourcesConfig,
         RuleConfig,
         SinksConfig,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         HealthStatus,
         Severity,
     )
+    from cmr_monitor_callbacks.history import HistoryError, RunHistory
     from cmr_monitor_callbacks.metrics import (
         BufferMetric,
         CaptureMetric,
@@ -80,6 +83,7 @@ _HOMES = {
     "MonitoringConfig": "config",
     "Notice": "alerts",
     "ProbesConfig": "config",
+    "ProfilingConfig": "config",
     "ReconstructionMetric": "metrics",
     "ResourceMonitorCallback": "callbacks",
     "ResourcesConfig": "config",
@@ -119,6 +123,7 @@ __all__ = [
     "MonitoringConfig",
     "Notice",
     "ProbesConfig",
+    "ProfilingConfig",
     "ReconstructionMetric",
     "ResourceMonitorCallback",
     "ResourcesConfig",

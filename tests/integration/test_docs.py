@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -44,6 +45,19 @@ def test_public_names_are_documented_and_listed_in_order() -> None:
     assert names == sorted(names)
     for name in names:
         assert getattr(cmr_monitor_callbacks, name).__doc__, name
+
+
+def test_type_checkers_see_every_public_name_where_it_is_loaded_from() -> None:
+    tree = ast.parse(Path(cmr_monitor_callbacks.__file__).read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: str(node.module).removeprefix("cmr_monitor_callbacks.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == cmr_monitor_callbacks._HOMES
+    assert sorted(seen) == cmr_monitor_callbacks.__all__
 
 
 def test_the_tables_of_metrics_are_those_of_the_catalogue(
