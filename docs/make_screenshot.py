@@ -4,8 +4,9 @@
     python docs/make_screenshot.py --logdir runs/x  # another one
 
 Starts TensorBoard and a headless Chromium on this machine, waits until the charts are drawn,
-writes `docs/images/tensorboard.png` and, if the run has a custom layout,
-`docs/images/custom_scalars.png`, and ends both programs. Needs Chromium (Debian: `chromium`).
+writes `docs/images/tensorboard.png`, `docs/images/custom_scalars.png` if the run has a custom
+layout and `docs/images/alerts.png` if it had alerts, and ends both programs. Needs Chromium
+(Debian: `chromium`).
 """
 
 from __future__ import annotations
@@ -310,6 +311,14 @@ def take_custom_scalars(browser: Browser, url: str) -> bytes:
     return browser.settled_picture()
 
 
+def take_text(browser: Browser, url: str) -> bytes:
+    """The Text page: the table of alerts, as it is at the end."""
+    browser.open(f"{url}/?darkMode=false#text")
+    script = f"(() => {{ {FIND_ALL} return findAll('table td').filter(inView).length }})()"
+    wait_for("the table of alerts was drawn", lambda: browser.evaluate(script), 60)
+    return browser.settled_picture()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Take the pictures; the exit status is 1 if one could not be taken."""
     parser = argparse.ArgumentParser(description="Picture TensorBoard's pages of one run.")
@@ -335,6 +344,10 @@ def main(arguments: list[str] | None = None) -> int:
             if get(f"{url}/data/plugin/custom_scalars/layout"):
                 picture = options.out / "custom_scalars.png"
                 picture.write_bytes(take_custom_scalars(browser, url))
+                print(f"wrote {picture}")
+            if any((get(f"{url}/data/plugin/text/tags") or {}).values()):
+                picture = options.out / "alerts.png"
+                picture.write_bytes(take_text(browser, url))
                 print(f"wrote {picture}")
     except ScreenshotError as error:
         print(f"make_screenshot: {error}", file=sys.stderr)

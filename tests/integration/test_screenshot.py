@@ -21,7 +21,7 @@ def size_of(png: Path) -> tuple[int, int]:
     return width, height
 
 
-def test_both_pages_are_pictured(tmp_path: Path) -> None:
+def test_every_page_is_pictured(tmp_path: Path) -> None:
     if shutil.which("chromium") is None:
         pytest.fail("chromium is missing; on Debian: apt-get install chromium")
     spec = importlib.util.spec_from_file_location("shot", ROOT / "docs" / "make_screenshot.py")
@@ -29,11 +29,18 @@ def test_both_pages_are_pictured(tmp_path: Path) -> None:
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    trainer(tmp_path, [CMRMonitorCallback()]).fit(MemoryModule(), loader(20))
+    rule = {"metric": "throughput", "condition": ">", "thresholds": {"warning": {"fire": 0}}}
+    alerts = {
+        "rules": {"it_runs": rule},
+        "warmup": {"steps": 0},
+        "escalation_rules": {"warning": {"delay": 0}},
+    }
+    callback = CMRMonitorCallback(alerts=alerts)
+    trainer(tmp_path, [callback]).fit(MemoryModule(), loader(20))
     [run] = tmp_path.glob("lightning_logs/*/")
     assert script.main(["--logdir", str(run), "--out", str(tmp_path / "out"), "--scale", "1"]) == 0
     pictures = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert pictures == ["custom_scalars.png", "tensorboard.png"]
+    assert pictures == ["alerts.png", "custom_scalars.png", "tensorboard.png"]
     for name in pictures:
         assert size_of(tmp_path / "out" / name) == (1440, 900)
         assert (tmp_path / "out" / name).stat().st_size > 30_000

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+import textwrap
 from collections import deque
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,6 +32,8 @@ _LEVELS: Final = {
     Severity.ERROR: logging.ERROR,
     Severity.CRITICAL: logging.CRITICAL,
 }
+_WIDTH: Final = 80
+"""Of a sentence's lines in TensorBoard's table, in characters."""
 _COLORS: Final = {Severity.WARNING: "33", Severity.ERROR: "31", Severity.CRITICAL: "1;31"}
 
 
@@ -117,8 +120,10 @@ class TensorBoardChannel:
         state = "resolved" if notice.resolved else notice.severity.value
         names = ", ".join(dict.fromkeys(alert.rule for alert in notice.alerts))
         time = datetime.fromtimestamp(notice.time, timezone.utc).strftime("%H:%M:%S")
-        cells = (str(notice.step), time, state, names, notice.text)
-        self._rows.appendleft("| " + " | ".join(_cell(text) for text in cells) + " |")
+        # a long line would take the room of the other columns, whose words then break
+        what = [line for text in notice.sentences for line in textwrap.wrap(plain(text), _WIDTH)]
+        cells = [_cell(text) for text in (str(notice.step), time, state, names)]
+        self._rows.appendleft(f"| {' | '.join(cells)} | {'<br>'.join(map(_cell, what))} |")
         if self._around.add_text is not None:
             head = "| step | time (UTC) | state | alert | what |\n| --- | --- | --- | --- | --- |\n"
             self._around.add_text("cmr_health/alerts", head + "\n".join(self._rows), notice.step)

@@ -302,6 +302,17 @@ def test_tensorboard_has_a_rolling_table() -> None:
         assert "<b>" not in line
 
 
+def test_the_tables_sentences_have_lines_of_their_own_and_leave_room_to_the_other_columns() -> None:
+    written: list[str] = []
+    around = Surroundings(add_text=lambda tag, text, step: written.append(text))
+    one = channel("tensorboard", around)
+    one.send(notice(alert(message="layer 2 is full"), alert(message="layer 4 " + "refuses " * 20)))
+    row = written[0].splitlines()[2]
+    lines = row.split(" | ")[-1].removesuffix(" |").split("<br>")
+    assert lines[0] == "layer 2 is full" and lines[1].startswith("layer 4 refuses")
+    assert len(lines) == 4 and all(len(line) <= 80 for line in lines)
+
+
 def test_slack_has_no_markup_of_ours() -> None:
     sent = slack(notice(alert(message="<!channel> & <http://x|y>" + "z" * 5000)))
     assert sent["text"] == "WARNING storage_refused at step 39"
