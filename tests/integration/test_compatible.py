@@ -457,6 +457,21 @@ def test_ddp_around_the_model_in_a_plain_loop(alone: Path) -> None:
     watched_loop(nn.parallel.DistributedDataParallel, "")
 
 
+@pytest.mark.parametrize("recompute", ["", "direct"])
+def test_fsdp1(alone: Path, recompute: str) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    dist.init_process_group("gloo", init_method=f"file://{alone}/store", rank=0, world_size=1)
+    on_host = {"device_id": torch.device("cpu"), "use_orig_params": True}
+
+    def shard(net: SmallNet) -> nn.Module:
+        for at, block in enumerate(net.blocks):
+            net.blocks[at] = FullyShardedDataParallel(block, **on_host)
+        return FullyShardedDataParallel(net, **on_host)
+
+    watched_loop(shard, recompute)
+
+
 def test_fsdp2(alone: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
