@@ -111,8 +111,9 @@ class BesideRun:
     def others(self, step: int, steps: float) -> Array:
         """The run's values beside a window that ends at ``step`` and is ``steps`` long."""
         row = max(0, int(self._steps.searchsorted(step, "right")) - 1)
-        out = self._table[row, self._places]
-        return np.where(self._per_step, out * steps, out)
+        out: Array = self._table[row, self._places]
+        out[self._per_step] *= steps
+        return out
 
     def unknown(self, raw: Array) -> list[BaselineKey]:
         """Series that have data now, and that the run never had."""

@@ -65,7 +65,8 @@ class Detectors:
 
     def noteworthy(self) -> Places:
         """Instances that have learned anything."""
-        return self.at[self._telemetry.state[COUNT] > 0]
+        known: Places = self.at[self._telemetry.state[COUNT] > 0]
+        return known
 
     def take(self, other: Detectors, places: Mapping[int, int]) -> None:
         """Take over instances of other detectors: from where to where."""

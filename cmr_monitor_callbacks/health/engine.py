@@ -91,9 +91,7 @@ class AlertEngine:
         if len(memory) != len(self._series):
             self._memory = Memory(len(self._series))
 
-    def replace_rules(
-        self, rules: Sequence[AlertRule], baseline: Baseline | None = None
-    ) -> None:
+    def replace_rules(self, rules: Sequence[AlertRule], baseline: Baseline | None = None) -> None:
         """Go on with other rules; alerts of rules that are still there stay as they are.
 
         Those of rules that are gone end with the next evaluation. Without a ``baseline`` it is the

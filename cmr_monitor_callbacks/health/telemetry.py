@@ -5,7 +5,7 @@ Of each series a dozen numbers are kept, whatever its length. With x the new val
 a window is worked out so (n: windows with data, this one included; clip to ±3 σ where n is over
 ``min_windows``; w(N) = max(1/N, 2/(n + 1)), v(N) = max(1/N, 1/n)):
 
-- residual: r = x - μ; z = clip(r / σ, ±3)
+- residual, with what was known before the window: r = x - μ; z = clip(r / σ, ±3)
 - shift (two-sided CUSUM, Page 1954, of winsorised residuals; its allowance is 1 σ, and what a series
   that goes on as it did lags behind): with l = (μ - λ) / σ
   rise ← max(0, rise + z - 1 - max(0, l)), fall ← max(0, fall - z - 1 - max(0, -l)), both at most
@@ -14,12 +14,12 @@ a window is worked out so (n: windows with data, this one included; clip to ±3 
 - μ ← μ + w(64) clip(r), λ ← λ + w(64) (μ - λ), φ ← φ + w(16) clip(x - φ)
   (exponential averages, Roberts 1959, with Huber's clipped steps, 1964)
 - σ ← σ + v(256) (√(π/2) min(|r|, 8 σ) - σ), the mean absolute deviation scaled to that of a normal
-  distribution; never under 0.5 % of |μ|: a smaller change is not clear however steady the series was
+  distribution; never under 0.5 % of |μ|: however steady a series was, less is not clear
 - ρ = clip(d₂ / d₁ - 1, 0, 0.95), d₁ and d₂ the averages (v(256)) of the squared differences of
   values one and two windows apart (von Neumann 1941), each at most 16 times its average: for an
   AR(1) series d₂ / d₁ = 1 + ρ, and neither a level nor its change matters
-- drift: **score = max(0, b (φ - μ)) / (5 σ √(g a))**, b = 1 where low is good, -1 where high is; the
-  absolute value where neither is; a the variance of the two averages' difference for independent
+- drift: **score = max(0, b (φ - μ)) / (5 σ √(g a))**, b = 1 where low is good, -1 where high is;
+  where neither is, with |φ - μ|; a the variance of the two averages' difference for independent
   values of variance 1
 - regression: β, the best reference since ``min_windows`` were over;
   **score = max(0, b (φ - β)) / (8 σ √(g c))**, c that of φ, 1/31
