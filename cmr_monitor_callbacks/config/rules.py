@@ -100,8 +100,8 @@ class CompareConfig(Settings):
     vs: Literal["ranks.median", "ranks.best", "self.best", "self.ewma", "baseline"]
     """The selected ranks' median or best; the series' own best of the run so far (the least where
     the rule fires above its threshold, else the greatest) or its average of about 20 windows, which
-    stands still while the rule's condition holds; the recorded run that ``alerts.baseline`` names, at
-    the same step."""
+    stands still while the rule's condition holds; the recorded run that ``alerts.baseline`` names,
+    at the same step."""
     as_: Literal["ratio", "difference"] = Field(default="ratio", alias="as")
     """value / other, or value - other."""
 

@@ -6,18 +6,19 @@ a window is worked out so (n: windows with data, this one included; clip to ±3 
 ``min_windows``; w(N) = max(1/N, 2/(n + 1)), v(N) = max(1/N, 1/n)):
 
 - residual, with what was known before the window: r = x - μ; z = clip(r / σ, ±3)
-- shift (two-sided CUSUM, Page 1954, of winsorised residuals; its allowance is 1 σ, and what a series
-  that goes on as it did lags behind): with l = (μ - λ) / σ
+- shift (two-sided CUSUM, Page 1954, of winsorised residuals; its allowance is 1 σ, and the lag of μ
+  behind a series that goes on as it did, 0.5 σ at most): with l = clip((μ - λ) / σ, ±0.5)
   rise ← max(0, rise + z - 1 - max(0, l)), fall ← max(0, fall - z - 1 - max(0, -l)), both at most
-  12 g; **score = max(rise, fall) / (6 g)**, g = (1 + ρ) / (1 - ρ): by so much the variance of a mean
-  of an AR(1) series is greater than that of independent values
+  12 g; **score = max(rise, fall) / (6 g)**, g = (1 + ρ) / (1 - ρ): by so much the variance of a
+  mean of an AR(1) series is greater than that of independent values
 - μ ← μ + w(64) clip(r), λ ← λ + w(64) (μ - λ), φ ← φ + w(16) clip(x - φ)
   (exponential averages, Roberts 1959, with Huber's clipped steps, 1964)
-- σ ← σ + v(256) (√(π/2) min(|r|, 8 σ) - σ), the mean absolute deviation scaled to that of a normal
+- σ ← σ + v(256) (√(π/2) min(|r|, 3 σ) - σ), the mean absolute deviation scaled to that of a normal
   distribution; never under 0.5 % of |μ|: however steady a series was, less is not clear
-- ρ = clip(d₂ / d₁ - 1, 0, 0.95), d₁ and d₂ the averages (v(256)) of the squared differences of
-  values one and two windows apart (von Neumann 1941), each at most 16 times its average: for an
-  AR(1) series d₂ / d₁ = 1 + ρ, and neither a level nor its change matters
+- ρ = clip((d₂ + e) / (d₁ + e) - 1, 0, 0.95), d₁ and d₂ the averages (v(256)) of the squared
+  differences of values one and two windows apart (von Neumann 1941), each at most 4 times its
+  average or e, e = 2 (0.0005 μ)²: for an AR(1) series d₂ / d₁ = 1 + ρ, and neither a level nor a
+  change of it matters
 - drift: **score = max(0, b (φ - μ)) / (5 σ √(g a))**, b = 1 where low is good, -1 where high is;
   where neither is, with |φ - μ|; a the variance of the two averages' difference for independent
   values of variance 1
@@ -53,8 +54,12 @@ GREATEST: Final = 2.0
 DRIFT_SIGMAS: Final = 5.0
 REGRESSION_SIGMAS: Final = 8.0
 FLOOR: Final = 0.005
-OUTLIER: Final = 8.0
-JUMP: Final = 16.0
+STILL: Final = 0.0005
+"""Share of the level under which a difference of two windows tells nothing of how alike they are."""
+OUTLIER: Final = 3.0
+LAG: Final = 0.5
+"""Most σ of lag that a series' trend is allowed."""
+JUMP: Final = 4.0
 ALIKE: Final = 0.95
 _TO_SIGMA: Final = math.sqrt(math.pi / 2)
 _TINY: Final = 1e-12
@@ -162,7 +167,7 @@ class Telemetry:
     ) -> None:
         """The two sums of a shift."""
         z = _clipped(z, CLIP)
-        lag = (old[REFERENCE] - old[LAGGING]) / scale
+        lag = _clipped((old[REFERENCE] - old[LAGGING]) / scale, LAG)
         most = GREATEST * DECISION * alike
         rise = old[RISE] + z - ALLOWANCE - np.maximum(lag, 0.0)
         fall = old[FALL] - z - ALLOWANCE - np.maximum(-lag, 0.0)
@@ -178,7 +183,7 @@ class Telemetry:
         away = np.where(live, np.minimum(away, OUTLIER * scale), away)
         new[SCALE] = old[SCALE] + weight * (_TO_SIGMA * away - old[SCALE])
         weight = np.where(n > 2, np.maximum(1 / LONG, 1 / np.maximum(n - 2, 1)), 0.0)
-        least = 2 * (FLOOR * old[REFERENCE]) ** 2 + _TINY**2
+        least = 2 * (STILL * old[REFERENCE]) ** 2 + _TINY**2
         for row, earlier in ((BY_ONE, LAST), (BY_TWO, BEFORE)):
             squared = (x - old[earlier]) ** 2
             bound = JUMP * np.maximum(old[row], least)
@@ -190,7 +195,8 @@ class Telemetry:
         """σ, and (1 + ρ) / (1 - ρ)."""
         scale = np.maximum(state[SCALE], FLOOR * np.abs(state[REFERENCE]))
         scale = np.maximum(scale, _TINY)
-        alike = state[BY_TWO] / np.maximum(state[BY_ONE], 1e-300) - 1
+        least = 2 * (STILL * state[REFERENCE]) ** 2 + _TINY**2
+        alike = (state[BY_TWO] + least) / (state[BY_ONE] + least) - 1
         alike = np.minimum(np.maximum(alike, 0.0), ALIKE)
         return scale, (1 + alike) / (1 - alike)
 
