@@ -228,6 +228,7 @@ class RuleConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RuleConfig:
+        self._check_detector()
         for severity, threshold in self.thresholds.items():
             self._check_threshold(severity, threshold)
         self._check_order()
@@ -242,7 +243,6 @@ class RuleConfig(Settings):
         info = None if self.metric_is_glob else BY_NAME[self.metric]
         self._check_custom()
         self._check_baseline()
-        self._check_detector()
         if info is not None and self.select.layer is not None and info.kind is Kind.SCORE:
             raise ValueError(f"{self.metric} is of the whole; leave select.layer out")
         if info is not None and self.select.rank is not None and info.kind is Kind.QUANTILE:

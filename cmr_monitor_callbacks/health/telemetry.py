@@ -46,21 +46,29 @@ FAST: Final = 16
 LONG: Final = 256
 """Windows over which the scale is learned."""
 CLIP: Final = 3.0
+"""Greatest residual that counts, in σ: two outliers alone are no shift."""
 ALLOWANCE: Final = 1.0
+"""σ that a residual must exceed to speak for a shift."""
 DECISION: Final = 6.0
 """Sum of a shift's residuals, in σ, that is clear."""
 GREATEST: Final = 2.0
 """Greatest score of a shift: else it would last as long as the shift did."""
 DRIFT_SIGMAS: Final = 5.0
+"""Standard deviations of the averages' difference that are a clear drift."""
 REGRESSION_SIGMAS: Final = 8.0
+"""Standard deviations of the fast average under the best level that are clear."""
 FLOOR: Final = 0.005
+"""Least σ, as a share of the level."""
 STILL: Final = 0.0005
-"""Share of the level under which a difference of two windows tells nothing of how alike they are."""
+"""Share of the level: a smaller difference of two windows does not tell how alike they are."""
 OUTLIER: Final = 3.0
+"""Greatest residual that σ is learned from, in σ."""
 LAG: Final = 0.5
 """Most σ of lag that a series' trend is allowed."""
 JUMP: Final = 4.0
+"""Greatest squared difference that is learned from, in averages of it."""
 ALIKE: Final = 0.95
+"""Greatest ρ."""
 _TO_SIGMA: Final = math.sqrt(math.pi / 2)
 _TINY: Final = 1e-12
 
