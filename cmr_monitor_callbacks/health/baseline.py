@@ -35,8 +35,8 @@ class Baseline:
         name: of the run, for messages.
 
     >>> one = Baseline({("score", None, None, "window"): (np.arange(9), np.arange(9.0) ** 2)})
-    >>> one.at(("score", None, None, "window"), 3), one.at(("score", None, None, "window"), 99)
-    (9.0, 36.0)
+    >>> [one.at(("score", None, None, "window"), step) for step in (0, 3, 8, 99)]
+    [0.0, 9.0, 64.0, 36.0]
     """
 
     series: Mapping[BaselineKey, tuple[NDArray[np.int64], Array]] = field(default_factory=dict)
@@ -48,14 +48,15 @@ class Baseline:
         """The run's value around a step; NaN where it has none.
 
         It is the median of five windows with data: the newest that had ended by ``step`` (the
-        first, where none had), two before it and two after it; at either end of the run the five
-        that are nearest.
+        first, where none had), two before it and two after it. Near either end it is as many on
+        each side as there are, so that what rises or falls is no less beside itself; beyond the
+        end of the run it is the median of its last five.
         """
         found = self.series.get(self.known(key))
         if found is None or not len(found[0]):
             return math.nan
-        steps, values = found
-        return float(around(values)[max(0, int(steps.searchsorted(step, "right")) - 1)])
+        steps, values = _smooth(*found)
+        return float(values[max(0, int(steps.searchsorted(step, "right")) - 1)])
 
     def known(self, key: BaselineKey) -> BaselineKey:
         """The key under which the run has a series."""
@@ -65,17 +66,23 @@ class Baseline:
 
 
 def around(values: Array) -> Array:
-    """The median of the five values nearest to each in order, shape as ``values``.
+    """The median of five values, each with the two before and after it; fewer near the ends.
 
     >>> around(np.array([1.0, 2.0, 90.0, 4.0, 5.0, 6.0, 7.0])).tolist()
-    [4.0, 4.0, 4.0, 5.0, 6.0, 6.0, 6.0]
+    [1.0, 2.0, 4.0, 5.0, 6.0, 6.0, 7.0]
     """
-    if len(values) <= AROUND:
-        return np.full(len(values), np.median(values)) if len(values) else values
-    middle = np.median(sliding_window_view(values, AROUND), axis=1)
-    half = AROUND // 2
-    out: Array = np.concatenate((middle[:1].repeat(half), middle, middle[-1:].repeat(half)))
+    out: Array = values.copy()
+    for half in range(1, AROUND // 2 + 1):
+        width = 2 * half + 1
+        if len(values) >= width:
+            out[half : len(values) - half] = np.median(sliding_window_view(values, width), axis=1)
     return out
+
+
+def _smooth(steps: NDArray[np.int64], values: Array) -> tuple[NDArray[np.int64], Array]:
+    """Medians by step, and one more for what comes after the run's end."""
+    after = np.median(values[-AROUND:])
+    return np.append(steps, steps[-1] + 1), np.append(around(values), after)
 
 
 class BesideRun:
@@ -126,10 +133,10 @@ def _table(found: list[tuple[NDArray[np.int64], Array]]) -> tuple[NDArray[np.int
 
     Series lack data at some steps; there the last one's holds, and before the first the first.
     """
-    steps = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *(one[0] for one in found)]))
+    smooth = [_smooth(*one) if len(one[0]) else one for one in found]
+    steps = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *(one[0] for one in smooth)]))
     table = np.full((len(steps), len(found) + 1), math.nan)
-    for n, (own, values) in enumerate(found):
+    for n, (own, values) in enumerate(smooth):
         if len(own):
-            at = np.maximum(own.searchsorted(steps, "right") - 1, 0)
-            table[:, n] = around(values)[at]
+            table[:, n] = values[np.maximum(own.searchsorted(steps, "right") - 1, 0)]
     return steps, table

@@ -91,7 +91,7 @@ def test_a_run_that_is_worse_fires_where_it_is(recorded: Path, tmp_path: Path) -
     assert fired(callback) == {("stores_less", 4), ("stores_fewer", None)}
     first = callback.monitor.alerts.transitions[0]
     assert first.step == 4
-    assert first.message.startswith("layer 4: storage_efficiency is 0.8 times baseline (< 0.9)")
+    assert first.message == "layer 4: storage_efficiency is 0.803 times baseline (< 0.9)"
 
 
 def test_a_preset_takes_it_from_the_command_line(recorded: Path) -> None:

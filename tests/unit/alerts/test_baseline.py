@@ -62,25 +62,42 @@ def test_a_run_is_named_by_its_folder_its_file_or_a_folder_above(tmp_path: Path,
 def test_the_value_is_the_median_around_the_step(tmp_path: Path) -> None:
     run = read_baseline(str(record(tmp_path)), rules_of())
     for step, expected in (
-        (-1, 0.03),  # before the first window: the five nearest
-        (9, 0.03),
-        (28, 0.03),
+        (-1, 0.01),  # before the first window has ended
+        (9, 0.01),
+        (28, 0.02),
         (29, 0.03),
         (98, 0.09),
         (99, 0.10),  # 0.08 to 0.12
         (108, 0.10),
-        (199, 0.18),
+        (199, 0.20),
+        (200, 0.18),
         (10**9, 0.18),  # beyond its end: its last part
     ):
         assert run.at(KEY, step) == pytest.approx(expected), step
 
 
 @pytest.mark.parametrize("count", range(9))
-def test_the_median_of_the_nearest_five_beside_a_loop(count: int) -> None:
+def test_the_median_beside_a_loop(count: int) -> None:
     values = np.random.default_rng(count).normal(size=count)
-    begins = [min(max(0, at - 2), max(0, count - 5)) for at in range(count)]
-    expected = [float(np.median(values[begin : begin + 5])) for begin in begins]
-    assert around(values).tolist() == expected
+    halves = [min(2, at, count - 1 - at) for at in range(count)]
+    pieces = [values[at - half : at + half + 1] for at, half in enumerate(halves)]
+    assert around(values).tolist() == [float(np.median(piece)) for piece in pieces]
+
+
+def test_a_run_beside_itself_is_all_ones_however_steep(tmp_path: Path) -> None:
+    kept = store(tmp_path / "history.sqlite")
+    values = 1 - np.exp(-np.arange(1, 30) / 5)
+    for step, value in enumerate(values):
+        kept.window(snapshot(step, {("storage_efficiency", 4): value}, layers=(4,)))
+    end(kept)
+    engine = AlertEngine(
+        rules_of(thresholds={"error": 5}), read_baseline(str(tmp_path), rules_of())
+    )
+    for step, value in enumerate(values):
+        numbers = GivenNumbers({("storage_efficiency", 4, None): value})
+        engine.evaluate(numbers, step=step, now=0.0, window=step)
+        [alert] = engine.open()
+        assert alert.value == pytest.approx(1.0)
 
 
 def test_a_counter_is_compared_for_windows_of_any_length(tmp_path: Path) -> None:
