@@ -166,10 +166,8 @@ class AlertDesk:
         for where, failure in self.delivery.take_failures():
             self.note(where, failure)
         now = snapshot.time
-        # a fit's first window begins before step 0; one that goes on, at a step nobody knows
+        # of the first window nobody knows where it began: a fit may go on at any step
         steps, self._step = snapshot.step - self._step, float(snapshot.step)
-        if math.isnan(steps) and window == 1:
-            steps = snapshot.step + 1.0
         if 0 <= now - self._last < self._interval:  # less than 0: the clock was set back
             self._missed.note(snapshot, self.rules)
             return ()
