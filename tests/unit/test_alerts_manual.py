@@ -118,13 +118,12 @@ def in_code(cells: list[str]) -> set[str]:
 def test_every_choice_is_there() -> None:
     conditions = in_code([row[0] for row in rows(PAGE, "Conditions")])
     assert conditions == choices(RuleConfig, "condition")
-    section = text_of(PAGE).split("### CompareConfig")[1].split("\n### ")[0]
+    section = text_of(PAGE).split("### CompareConfig")[1].split("| `vs` | other |")[1]
+    section = section.split("\n### ")[0]
     others = re.findall(r"^\| `([a-z]+(?:\.[a-z]+)?)` \|", section, re.MULTILINE)
     assert set(others) == choices(CompareConfig, "vs")
-    section = text_of(PAGE).split("### DetectorConfig")[1]
-    channels = re.findall(
-        r"^\| `([a-z]+)` \|", section.split("what is looked for")[1], re.MULTILINE
-    )
+    section = text_of(PAGE).split("| channel | what is looked for |")[1].split("\n\n")[0]
+    channels = re.findall(r"^\| `([a-z]+)` \|", section, re.MULTILINE)
     assert set(channels) == choices(DetectorConfig, "channels")
     meaning = {row[0]: in_code(row[2:]) for row in rows(PAGE, "CompareConfig")}
     assert meaning["`as`"] == choices(CompareConfig, "as_")
