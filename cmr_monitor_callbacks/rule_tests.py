@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from cmr_monitor_callbacks.catalogue import canonical
+from cmr_monitor_callbacks.catalogue import BY_NAME, Kind, canonical
 from cmr_monitor_callbacks.config import AlertConfig, load_preset, parse
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.spans import PositiveDuration, Span, parse_span
 from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.health import AlertEngine, AlertState, GivenNumbers, compile_rules
+from cmr_monitor_callbacks.health.baseline import Baseline
 from cmr_monitor_callbacks.health.notation import expand
 from cmr_monitor_callbacks.layers import LayerId
 
@@ -82,6 +84,8 @@ class SeriesTest(Settings):
     """Time between two values; null: ``evaluation_interval``."""
     input_series: tuple[Series, ...]
     """The numbers."""
+    baseline_series: tuple[Series, ...] = ()
+    """The numbers of the recorded run that rules with ``vs: baseline`` compare with."""
     ranks: int = Field(default=1, ge=1)
     """Number of ranks."""
     alert_rule_test: tuple[AlertTest, ...]
@@ -89,17 +93,20 @@ class SeriesTest(Settings):
 
     @model_validator(mode="after")
     def _one_value_each(self) -> SeriesTest:
-        seen: set[Place] = set()
-        for i, one in enumerate(self.input_series):
-            place = place_of(one.series)
-            if place in seen:
-                raise ValueError(f"input_series.{i}: {one.series} is given twice")
-            if place[2] is not None and place[2] >= self.ranks:
-                raise ValueError(
-                    f"input_series.{i}: rank must be less than ranks ({self.ranks}), got {place[2]}"
-                )
-            seen.add(place)
+        _check_places("input_series", self.input_series, self.ranks)
+        _check_places("baseline_series", self.baseline_series, None)
         return self
+
+
+def _check_places(name: str, series: Sequence[Series], ranks: int | None) -> None:
+    seen: set[Place] = set()
+    for i, one in enumerate(series):
+        place = place_of(one.series)
+        if place in seen:
+            raise ValueError(f"{name}.{i}: {one.series} is given twice")
+        if ranks is not None and place[2] is not None and place[2] >= ranks:
+            raise ValueError(f"{name}.{i}: rank must be less than ranks ({ranks}), got {place[2]}")
+        seen.add(place)
 
 
 class RuleTestFile(Settings):
@@ -231,7 +238,13 @@ def _run(
                 f"{name}: no rule is named {one.alertname!r}; "
                 f"{nearest(one.alertname, config.rules)}"
             )
-    engine = AlertEngine(rules)
+        compare = config.rules[one.alertname].compare
+        if compare is not None and compare.vs == "baseline" and not test.baseline_series:
+            raise ConfigError(
+                f"{name}: {one.alertname} compares with a recorded run; baseline_series must have "
+                "its numbers"
+            )
+    engine = AlertEngine(rules, _baseline(file, test))
     values = {place_of(one.series): expand(one.values) for one in test.input_series}
     layers = [layer for _, layer, _ in values if layer is not None]
     due = [(_window_of(one.eval_time, file), one) for one in test.alert_rule_test]
@@ -247,10 +260,32 @@ def _run(
         }
         numbers = GivenNumbers(now, tuple(dict.fromkeys(layers)), test.ranks)
         step = (window + 1) * file.window - 1
-        engine.evaluate(numbers, step=step, now=time, window=window + 1)
+        engine.evaluate(numbers, step=step, now=time, window=window + 1, steps=file.window)
         for then, one in due:
             if then == window:
                 _compare(one, name, engine.open(), books, outcome)
+
+
+def _baseline(file: RuleTestFile, test: SeriesTest) -> Baseline:
+    """The recorded run that a test makes up, in windows as long as the test's."""
+    interval = test.interval or file.evaluation_interval
+    series, per_step = {}, set()
+    for one in test.baseline_series:
+        values = expand(one.values)
+        ends = range(math.ceil(len(values) * interval / file.evaluation_interval))
+        at = [math.floor(end * file.evaluation_interval / interval + 1e-9) for end in ends]
+        given = [(end, values[n]) for end, n in zip(ends, at, strict=True) if n < len(values)]
+        known = [(end, value) for end, value in given if value is not None]
+        steps = np.array([(end + 1) * file.window - 1 for end, _ in known], dtype=np.int64)
+        numbers = np.array([value for _, value in known], dtype=np.float64)
+        metric, layer, rank = place_of(one.series)
+        series[metric, layer, rank, "run"] = steps, numbers
+        if BY_NAME[metric].kind is Kind.COUNTER:
+            numbers = numbers / file.window
+            per_step.add((metric, layer, rank, "window"))
+        series[metric, layer, rank, "window"] = steps, numbers
+    ranks = any(key[2] is not None for key in series)
+    return Baseline(series, frozenset(per_step), ranks, "baseline_series")
 
 
 def _window_of(when: str | float, file: RuleTestFile) -> int:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 FLUSH: Final = 5.0
 """Seconds in all that pending notices have at the end of a run."""
 _LONGEST_WAIT: Final = 60.0
+_LONGEST_ASKED: Final = 900.0
+"""Most seconds that a server's ``Retry-After`` is honoured; notices behind it wait as long."""
 _LOCAL_QUEUE: Final = 1024
 _MAY_BE_SLOW: Final = (RemoteConfig, CallbackConfig)
 """Settings of channels that have a thread of their own."""
@@ -251,8 +253,9 @@ class _Line:
                     break
                 counts["retried"] += 1
                 self._note(name, error)
-                pause = min(_LONGEST_WAIT, self._backoff * 2**attempt)
-                pause = min(_LONGEST_WAIT, error.after or pause * random.uniform(0.8, 1.2))
+                pause = min(_LONGEST_WAIT, self._backoff * 2**attempt * random.uniform(0.8, 1.2))
+                if error.after:
+                    pause = min(_LONGEST_ASKED, error.after)
                 hurry.wait(pause)  # at the end of a run the next try comes at once
             except (SystemExit, KeyboardInterrupt) as error:  # a function's own: the thread goes on
                 counts["lost"] += 1

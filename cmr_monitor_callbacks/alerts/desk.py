@@ -9,12 +9,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
+from cmr_monitor_callbacks.alerts.baseline import (
+    check_baseline,
+    compared,
+    not_recorded,
+    read_baseline,
+)
 from cmr_monitor_callbacks.alerts.delivery import Delivery
 from cmr_monitor_callbacks.alerts.edits import Edits, silence_from
 from cmr_monitor_callbacks.alerts.manager import AlertManager
+from cmr_monitor_callbacks.alerts.missed import Missed
 from cmr_monitor_callbacks.alerts.notice import Alert, Notice
 from cmr_monitor_callbacks.alerts.watches import Watches
 from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, EscalationConfig
@@ -33,6 +39,7 @@ from cmr_monitor_callbacks.health import (
     assess,
     compile_rules,
 )
+from cmr_monitor_callbacks.health.baseline import Baseline, BaselineKey
 from cmr_monitor_callbacks.layers import matches
 from cmr_monitor_callbacks.snapshot import Snapshot
 from cmr_monitor_callbacks.stall import StallReport
@@ -82,14 +89,15 @@ class AlertDesk:
         note: told where a rule or a user's own function failed.
 
     Raises:
-        ConfigError: a threshold is set in two places, or for a rule that does not exist.
+        ConfigError: a threshold is set in two places, or for a rule that does not exist; or the
+            recorded run that rules compare with is missing, or cannot be read.
     """
 
     def __init__(
         self, config: AlertConfig, thresholds: AlertThresholds, interval: float, keep: int
     ) -> None:
         self._thresholds = thresholds
-        self._edits = Edits(config, partial(compile_rules, thresholds=thresholds))
+        self._edits = Edits(config, self._check)
         self._config = config = self._edits.config
         self._interval = interval
         self._keep = keep
@@ -101,7 +109,12 @@ class AlertDesk:
         self._thread: int | None = None
         self._manager = AlertManager(config)
         self._stall = Severity.ERROR
-        self._engine = AlertEngine(compile_rules(config, thresholds))
+        rules = compile_rules(config, thresholds)
+        self._compared = compared(rules)
+        baseline = read_baseline(config.baseline, rules)
+        self.without_baseline = not_recorded(rules, baseline)
+        """Rules that compare with a recorded run which has none of their metrics."""
+        self._engine = AlertEngine(rules, baseline)
         self.delivery = Delivery({name: config.channels[name] for name in config.alert_channels})
         self.tells = True
         self.on_action: Callable[[str, str], None] = lambda action, reason: None
@@ -117,6 +130,9 @@ class AlertDesk:
         self._engine.clear()
         self._manager = AlertManager(self._config, self._manager.silences)
         self._last = -math.inf
+        self._step = math.nan
+        self._missed = Missed()
+        self._unknown: set[BaselineKey] = set()
         self._saved: float | None = None
         self._warm = not (self._config.warmup.steps or self._until)
         self._told = 0
@@ -150,20 +166,26 @@ class AlertDesk:
         for where, failure in self.delivery.take_failures():
             self.note(where, failure)
         now = snapshot.time
+        # of the first window nobody knows where it began: a fit may go on at any step
+        steps, self._step = snapshot.step - self._step, float(snapshot.step)
         if 0 <= now - self._last < self._interval:  # less than 0: the clock was set back
+            self._missed.note(snapshot, self.rules)
             return ()
         self._last = now
         if self._saved is not None:
             self._engine.pass_over(now - self._saved)
             self._saved = None
         transitions = self._engine.evaluate(
-            snapshot,
+            self._missed.added_to(snapshot),
             step=snapshot.step,
             now=now,
             window=window,
             muted=muted,
             warming_up=self._warming_up(snapshot),
+            steps=steps,
         )
+        if self._engine.unknown:
+            self._say_what_is_unknown()
         for rule, error in self._engine.errors:
             self.note(f"the condition of {rule}", error)
         states = self._engine.open()
@@ -179,6 +201,15 @@ class AlertDesk:
         self._send(states, transitions, snapshot.step, now)
         self._act(transitions)
         return transitions
+
+    def _say_what_is_unknown(self) -> None:
+        """Say once of each series that the recorded run does not have it."""
+        fresh = [key for key in self._engine.unknown if key not in self._unknown]
+        self._unknown.update(fresh)
+        if fresh and self.tells:
+            shown = ", ".join(_series(*key[:3]) for key in fresh)
+            path = self._config.baseline
+            logger.warning("no data for rules with vs: baseline: %s has no %s", path, shown)
 
     def finish(self, step: int, now: float) -> None:
         """Nothing follows: send what only waited for others; what ends here is waited for."""
@@ -390,10 +421,31 @@ class AlertDesk:
         """Go on with the rules of another configuration; open alerts of rules that stay, stay."""
         watched = tuple(self._watches.rules)
         rules = (*compile_rules(config, self._thresholds), *watched)
+        baseline = self._baseline_for(rules)
         self._watched = len(watched)
         self._config = config
         self._manager.take_config(config)
-        self._engine.replace_rules(rules)
+        self._engine.replace_rules(rules, baseline)
+
+    def _check(self, config: AlertConfig) -> None:
+        """Whether rules go with the other settings.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        check_baseline(config.baseline, compile_rules(config, self._thresholds))
+
+    def _baseline_for(self, rules: Sequence[AlertRule]) -> Baseline | None:
+        """What edited rules need of the recorded run; None: what was read serves."""
+        if compared(rules) <= self._compared:
+            return None
+        try:
+            found = read_baseline(self._config.baseline, rules)
+        except ConfigError as error:  # it was there before training: these rules have no data
+            self.note("the baseline of edited rules", error)
+            return None
+        self._compared = compared(rules)
+        return found
 
     def watch(self, metric: str, condition: Any, callback: Callable[[Alert], Any]) -> str:
         """Add a rule from code; see `CMRPerformanceMonitor.set_alert`."""
@@ -422,6 +474,8 @@ class AlertDesk:
             "engine": self._engine.state(),
             "manager": self._manager.state(),
             "warm": self._warm,
+            "step": self._step,
+            "missed": self._missed.state(),
             "told": self._told,
         }
 
@@ -434,7 +488,14 @@ class AlertDesk:
         self._manager.load(state["manager"], (rule.name for rule in self.rules))
         self._manager.keep({alert.key for alert in self._engine.open()})
         self._saved = state.get("time")
+        self._step = state.get("step", math.nan)
+        self._missed.load(state.get("missed", ()))
         self._warm, self._told = state["warm"], state["told"]
+
+
+def _series(metric: str, layer: object, rank: object) -> str:
+    where = [f" of {name} {n}" for name, n in (("layer", layer), ("rank", rank)) if n is not None]
+    return metric + "".join(where)
 
 
 __all__ = ["AlertDesk", "HealthChange", "Notice"]

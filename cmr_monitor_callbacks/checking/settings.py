@@ -64,6 +64,7 @@ class Settings:
         resources: what is sampled of the machine.
         sinks: where numbers go.
         rules: the rules in force.
+        without_baseline: those that the recorded run they compare with has no number for.
     """
 
     source: str
@@ -75,6 +76,7 @@ class Settings:
     resources: ResourcesConfig
     sinks: SinksConfig
     rules: tuple[AlertRule, ...]
+    without_baseline: tuple[str, ...] = ()
 
     def describe(self) -> SettingsPart:
         """What they say, secrets masked."""
@@ -182,7 +184,7 @@ def _checked(name: str, given: dict[str, Any]) -> Settings:
     nodes["alerts"] = desk.config
     names, more = [rule.name for rule in desk.rules], bool(desk.config.rules_file)
     check_profiling(nodes["monitoring"], nodes["profiling"], names, more)
-    return Settings(name, rules=desk.rules, **nodes)
+    return Settings(name, rules=desk.rules, without_baseline=desk.without_baseline, **nodes)
 
 
 def _first_line(error: Exception) -> str:
@@ -208,6 +210,11 @@ def _notes(settings: Settings) -> list[str]:
         if name not in (*WITHOUT_SETTINGS, *alerts.alert_channels)
     ]
     notes += [f"rule {name!r} is disabled" for name, r in alerts.rules.items() if not r.enabled]
+    notes += [
+        f"rule {name!r} compares with {alerts.baseline}, which has no {alerts.rules[name].metric}: "
+        "it never has data"
+        for name in settings.without_baseline
+    ]
     names = [*(rule.name for rule in settings.rules), *_ALSO_RULES]
     globs = [(f"silences[{i}].match", one.match) for i, one in enumerate(alerts.silences)]
     for i, one in enumerate(alerts.inhibit):

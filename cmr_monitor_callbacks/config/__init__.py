@@ -8,6 +8,7 @@ from cmr_monitor_callbacks.config.alerts import (
     SilenceConfig,
     WarmupConfig,
 )
+from cmr_monitor_callbacks.config.detectors import DetectorConfig
 from cmr_monitor_callbacks.config.diagnostics import DiagnosticsConfig
 from cmr_monitor_callbacks.config.history import HistoryConfig
 from cmr_monitor_callbacks.config.loading import as_plain, parse, plain
@@ -36,6 +37,7 @@ __all__ = [
     "AlertConfig",
     "AlertThresholds",
     "CompareConfig",
+    "DetectorConfig",
     "DiagnosticsConfig",
     "EscalationConfig",
     "HistoryConfig",

@@ -168,6 +168,9 @@ class AlertConfig(Settings):
     rules: dict[str, RuleConfig] = Field(default_factory=lambda: _preset("rules"))
     """Rules by name; omitted: those of the preset ``default``. A list of rules, each with its
     ``name``, is allowed too."""
+    baseline: str | None = None
+    """The recorded run that rules with ``compare: {vs: baseline}`` compare with: its log folder, or
+    its history file. Read once, before training."""
     rules_file: str | None = None
     """A YAML file of rules beside these, read again during the run where it was edited."""
     inhibit: tuple[InhibitConfig, ...] = Field(default_factory=lambda: tuple(_preset("inhibit")))

@@ -92,6 +92,15 @@ class MonitoringConfig(Settings):
                 raise ValueError(f"{glob!r} names no component; {nearest(glob, COMPONENTS)}")
         return globs
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers_as_text(cls, given: Any) -> Any:
+        """A layer's number is a glob that means it."""
+        if not isinstance(given, (list, tuple)):
+            return given
+        whole = [isinstance(one, int) and not isinstance(one, bool) for one in given]
+        return tuple(str(x) if is_one else x for x, is_one in zip(given, whole, strict=True))
+
     @field_validator("layer_metrics", "whole_metrics")
     @classmethod
     def _known_metrics(cls, globs: tuple[str, ...] | None) -> tuple[str, ...] | None:

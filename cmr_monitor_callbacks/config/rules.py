@@ -11,10 +11,12 @@ from cmr_monitor_callbacks.catalogue import (
     BY_NAME,
     HEALTH_COMPONENTS,
     Kind,
+    Polarity,
     canonical,
     is_custom,
 )
 from cmr_monitor_callbacks.config.conditions import parse_expression
+from cmr_monitor_callbacks.config.detectors import DIRECTED, DetectorConfig
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.spans import Span
 from cmr_monitor_callbacks.errors import nearest
@@ -39,8 +41,12 @@ _FILLED: Final = (
     "condition",
     "step",
     "component",
+    "channel",
+    "before",
+    "now",
 )
 """What a summary may use."""
+_NUMBERS: Final = ("value", "threshold", "before", "now")
 
 
 class ThresholdConfig(Settings):
@@ -91,19 +97,13 @@ class ReduceConfig(Settings):
 class CompareConfig(Settings):
     """A value beside another instead of alone."""
 
-    vs: Literal["ranks.median", "ranks.best", "self.best", "self.ewma"]
+    vs: Literal["ranks.median", "ranks.best", "self.best", "self.ewma", "baseline"]
     """The selected ranks' median or best; the series' own best of the run so far (the least where
     the rule fires above its threshold, else the greatest) or its average of about 20 windows, which
-    stands still while the rule's condition holds."""
+    stands still while the rule's condition holds; the recorded run that ``alerts.baseline`` names,
+    at the same step."""
     as_: Literal["ratio", "difference"] = Field(default="ratio", alias="as")
     """value / other, or value - other."""
-
-    @field_validator("vs", mode="before")
-    @classmethod
-    def _no_baseline_yet(cls, value: Any) -> Any:
-        if value == "baseline":
-            raise ValueError("'baseline' needs a recorded run, which this version does not keep")
-        return value
 
 
 class NoDataConfig(Settings):
@@ -158,8 +158,8 @@ class RuleConfig(Settings):
     """Fewest ranks with which it is judged; comparing ranks needs two."""
     warmup: bool = True
     """Whether it waits until the warm-up is over."""
-    detector: None = None
-    """A detector of anomalies; there is none in this version, so only null is allowed."""
+    detector: DetectorConfig | None = None
+    """A detector of anomalies, whose score the rule judges; null: the value itself."""
 
     @field_validator("metric")
     @classmethod
@@ -218,9 +218,9 @@ class RuleConfig(Settings):
     @field_validator("summary")
     @classmethod
     def _valid_summary(cls, text: str) -> str:
-        filled: dict[str, Any] = dict.fromkeys(_FILLED, "")
+        filled = {name: "" for name in _FILLED if name not in (*_NUMBERS, "step")}
         try:
-            text.format(**{**filled, "value": 0.5, "threshold": 0.5, "step": 0})
+            text.format(**filled, **dict.fromkeys(_NUMBERS, 0.5), step=0)
         except (LookupError, ValueError, TypeError, AttributeError) as error:
             allowed = " ".join(f"{{{name}}}" for name in _FILLED)
             raise ValueError(f"cannot be filled in ({error!r}); allowed: {allowed}") from None
@@ -228,6 +228,7 @@ class RuleConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RuleConfig:
+        self._check_detector()
         for severity, threshold in self.thresholds.items():
             self._check_threshold(severity, threshold)
         self._check_order()
@@ -241,6 +242,7 @@ class RuleConfig(Settings):
                 raise ValueError(f"reduce.{name} needs select.{name}, such as '*'")
         info = None if self.metric_is_glob else BY_NAME[self.metric]
         self._check_custom()
+        self._check_baseline()
         if info is not None and self.select.layer is not None and info.kind is Kind.SCORE:
             raise ValueError(f"{self.metric} is of the whole; leave select.layer out")
         if info is not None and self.select.rank is not None and info.kind is Kind.QUANTILE:
@@ -266,6 +268,44 @@ class RuleConfig(Settings):
             raise ValueError(
                 f"{self.metric} has finite values alone; those that were not are in invalid_samples"
             )
+
+    def _check_baseline(self) -> None:
+        """The recorded run has windows of single series; over the run it has counters' alone."""
+        if self.compare is None or self.compare.vs != "baseline":
+            return
+        if (self.reduce.layer, self.reduce.rank) != ("none", "none"):
+            raise ValueError("compare.vs 'baseline' speaks of single series; leave reduce out")
+        kinds = {Kind.COUNTER, Kind.GAUGE}
+        if self.over == "run" and (self.metric_is_glob or BY_NAME[self.metric].kind not in kinds):
+            raise ValueError(
+                f"a recorded run has {self.metric} of each window; over must be 'window' for "
+                "compare.vs 'baseline'"
+            )
+
+    def _check_detector(self) -> None:
+        """A detector gives a score instead of the value: more of it is worse."""
+        if self.detector is None:
+            return
+        if self.condition not in (">", ">="):
+            raise ValueError(
+                f"condition must be '>' or '>=' with a detector, whose score it judges, got "
+                f"{self.condition!r}"
+            )
+        if self.compare is not None and not self.compare.vs.startswith("ranks."):
+            raise ValueError(
+                f"compare.vs {self.compare.vs!r} and detector both compare the value with what it "
+                "was; leave one out (allowed with a detector: ranks.median, ranks.best)"
+            )
+        if self.over != "window":
+            raise ValueError(f"over must be 'window' with a detector, got {self.over!r}")
+        info = None if self.metric_is_glob else BY_NAME[self.metric]
+        if info is not None and info.polarity is Polarity.NEITHER:
+            lost = sorted(DIRECTED.intersection(self.detector.channels))
+            if lost:
+                raise ValueError(
+                    f"detector.channels: {lost[0]!r} needs a direction that is bad, and "
+                    f"{self.metric} has none (allowed: shift, drift)"
+                )
 
     def _check_threshold(self, severity: str, threshold: ThresholdConfig) -> None:
         where = f"thresholds.{severity}"

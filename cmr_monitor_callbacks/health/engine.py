@@ -15,6 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cmr_monitor_callbacks.health.baseline import Baseline, BaselineKey, BesideRun
+from cmr_monitor_callbacks.health.detecting import Detectors
 from cmr_monitor_callbacks.health.limits import Limits
 from cmr_monitor_callbacks.health.memory import Memory
 from cmr_monitor_callbacks.health.numbers import Array, Numbers
@@ -47,9 +49,11 @@ class AlertEngine:
 
     Args:
         rules: the rules.
+        baseline: the recorded run that rules with ``vs: baseline`` compare with.
 
     Attributes:
         errors: conditions that failed in the last evaluation: the rule's name and what was raised.
+        unknown: series of the last evaluation that have data, and that the baseline never had.
 
     >>> from cmr_monitor_callbacks.config import AlertConfig
     >>> from cmr_monitor_callbacks.health import GivenNumbers, compile_rules
@@ -62,14 +66,16 @@ class AlertEngine:
     [('firing', 'avg_latency is 0.2 (> 0.1)')]
     """
 
-    def __init__(self, rules: Sequence[AlertRule]) -> None:
+    def __init__(self, rules: Sequence[AlertRule], baseline: Baseline | None = None) -> None:
         self.rules = tuple(rules)
+        self._baseline = baseline
         self._layout: tuple[tuple[LayerId, ...], int] = ((), 1)
         self.clear()
 
     def clear(self) -> None:
         """No alert is open, nothing was ever judged."""
         self.errors: list[tuple[str, Exception]] = []
+        self.unknown: list[BaselineKey] = []
         self._at = np.zeros((3, 1))
         self._gone: list[AlertState] = []
         self._plan(Memory(0))
@@ -77,30 +83,36 @@ class AlertEngine:
     def _plan(self, memory: Memory) -> None:
         self._series = Series(self.rules, *self._layout)
         self._limits = Limits(self._series)
+        self._detectors = Detectors(self._series)
+        self._beside_run = BesideRun(self._series, self._baseline)
         self._memory = memory
         self._values = np.full(len(self._series), math.nan)
         self._idle = self._nothing = np.zeros(len(self._series), dtype=bool)
         if len(memory) != len(self._series):
             self._memory = Memory(len(self._series))
 
-    def replace_rules(self, rules: Sequence[AlertRule]) -> None:
+    def replace_rules(self, rules: Sequence[AlertRule], baseline: Baseline | None = None) -> None:
         """Go on with other rules; alerts of rules that are still there stay as they are.
 
-        Those of rules that are gone end with the next evaluation.
+        Those of rules that are gone end with the next evaluation. Without a ``baseline`` it is the
+        one that there was.
         """
         before = self.open()
+        self._baseline = baseline or self._baseline
         self.rules = tuple(rules)
         self._carry_over(self._layout, before)
 
     def _carry_over(
         self, layout: tuple[tuple[LayerId, ...], int], before: tuple[AlertState, ...]
     ) -> None:
-        old, memory = self._series, self._memory
-        kept = {old.key(i): i for i in memory.noteworthy().tolist()}
+        old, memory, detectors = self._series, self._memory, self._detectors
+        kept = {old.key(i): i for i in self._noteworthy()}
         self._layout = layout
         self._plan(Memory(0))
         if kept:
-            self._memory.take(memory, self._matched(kept))
+            places = self._matched(kept)
+            self._memory.take(memory, places)
+            self._detectors.take(detectors, places)
         if before:
             still = {self._series.key(i) for i in np.flatnonzero(self._memory.phase).tolist()}
             self._gone += [state for state in before if state.key not in still]
@@ -138,6 +150,7 @@ class AlertEngine:
         window: int,
         muted: bool = False,
         warming_up: bool = False,
+        steps: float = math.nan,
     ) -> list[Transition]:
         """Judge every rule.
 
@@ -148,6 +161,7 @@ class AlertEngine:
             window: number of the window.
             muted: whether times and rates of this window are no data.
             warming_up: whether rules that wait for the end of the warm-up are not judged.
+            steps: in the window; NaN: not known, and counters beside a baseline are no data.
 
         Returns:
             what changed.
@@ -164,7 +178,7 @@ class AlertEngine:
         raw = self._series.values(numbers)
         held = (limits.mutable & muted) | (limits.waits & warming_up)
         raw[held] = math.nan
-        self._values = self._compared(raw)
+        self._values = self._compared(raw, step, steps)
         companions = self._series.companions(numbers)
         level, data, broken = self._levels(self._values, held, companions)
         self._idle = self._nothing if companions is None else companions[0] | companions[1]
@@ -181,17 +195,28 @@ class AlertEngine:
 
     # -- what holds now -----------------------------------------------------------------------
 
-    def _compared(self, raw: Array) -> Array:
-        """Values, those beside what their own series was before where a rule asks for it."""
-        limits, memory = self._limits, self._memory
-        if not len(limits.by_best) and not len(limits.by_ewma):
-            return raw
-        values = raw.copy()
-        young = memory.learned[limits.by_ewma] < _EWMA_NEEDS
-        known = np.where(young, math.nan, memory.ewma[limits.by_ewma])
-        for at, other in ((limits.by_best, memory.best[limits.by_best]), (limits.by_ewma, known)):
-            divided = beside(raw[at], other, ratio=True)
-            values[at] = np.where(limits.as_ratio[at], divided, raw[at] - other)
+    def _compared(self, raw: Array, step: int, steps: float) -> Array:
+        """Values, beside what their own series was or a run has where a rule asks for it.
+
+        Where a rule has a detector, its score.
+        """
+        limits, memory, run = self._limits, self._memory, self._beside_run
+        values = raw
+        if len(limits.by_best) or len(limits.by_ewma) or len(run):
+            values = raw.copy()
+            young = memory.learned[limits.by_ewma] < _EWMA_NEEDS
+            known = np.where(young, math.nan, memory.ewma[limits.by_ewma])
+            for at, other in (
+                (limits.by_best, memory.best[limits.by_best]),
+                (limits.by_ewma, known),
+                (run.at, run.others(step, steps)),
+            ):
+                divided = beside(raw[at], other, ratio=True)
+                values[at] = np.where(limits.as_ratio[at], divided, raw[at] - other)
+            self.unknown = run.unknown(raw)
+        if len(self._detectors):
+            values = raw.copy() if values is raw else values
+            self._detectors.judge(values)
         return values
 
     def _levels(
@@ -243,7 +268,7 @@ class AlertEngine:
         met, ended = data & (level > 0), data & (level == 0)
         phase = memory.phase
         begun = met & (phase == INACTIVE)
-        memory.since[:, begun] = at
+        memory.since[:, begun] = memory.begun[:, begun] = at
         phase[begun] = PENDING
         memory.quiet[:, met] = math.nan
         phase[met & (phase > FIRING)] = FIRING
@@ -260,7 +285,8 @@ class AlertEngine:
         """Alerts that fire for want of data; those that did not fire before."""
         memory = self._memory
         fresh: Mask = lost & (memory.phase < FIRING)
-        memory.since[:, lost & (memory.phase == INACTIVE)] = at
+        new = lost & (memory.phase == INACTIVE)
+        memory.since[:, new] = memory.begun[:, new] = at
         memory.phase[lost] = name
         return fresh
 
@@ -372,8 +398,8 @@ class AlertEngine:
             component=rule.component(metric),
             phase=phase,
             severity=severity,
-            since_step=int(memory.since[0, i]),
-            since_time=float(memory.since[2, i]),
+            since_step=int(memory.begun[0, i]),
+            since_time=float(memory.begun[2, i]),
             fired_time=float(memory.fired[2, i]),
             fired_step=_whole(memory.fired[0, i]),
             fired_window=_whole(memory.fired[1, i]),
@@ -397,13 +423,18 @@ class AlertEngine:
         if phase is Phase.ERROR:
             return f"{prefix}the condition of {rule.name} failed on {metric} {value:.3g}"
         if phase in (Phase.INACTIVE, Phase.RECOVERING):
-            return f"{prefix}{metric} {_well(rule.condition, value)}"
+            scored = "score " if rule.channels else ""
+            return f"{prefix}{metric} {scored}{_well(rule.condition, value)}"
         raised = int(self._memory.floor[i]) > int(self._memory.level[i])
         why = (
             f" (raised from {severity.value}: nobody deals with it)" if raised and severity else ""
         )
+        channel, before, now = self._detectors.found(i)
         text = rule.message(
             {
+                "channel": channel,
+                "before": before,
+                "now": now,
                 "alert": rule.name,
                 "layer": "" if layer is None else layer,
                 "rank": "" if rank is None else rank,
@@ -441,8 +472,9 @@ class AlertEngine:
                 {
                     **dict(zip(_KEY, self._series.key(i), strict=True)),
                     **self._memory.of(i),
+                    "detector": self._detectors.of(i),
                 }
-                for i in self._memory.noteworthy().tolist()
+                for i in self._noteworthy()
             ],
             "layers": list(self._layout[0]),
             "ranks": self._layout[1],
@@ -459,6 +491,13 @@ class AlertEngine:
         for n, item in enumerate(items):
             if n in places:
                 self._memory.put(places[n], item)
+                self._detectors.put(places[n], item.get("detector", ()))
+
+    def _noteworthy(self) -> list[int]:
+        """Instances that differ from new ones."""
+        known = np.union1d(self._memory.noteworthy(), self._detectors.noteworthy())
+        found: list[int] = known.astype(np.intp).tolist()
+        return found
 
 
 def _elapsed(since: Array, at: Array, amount: Array, unit: NDArray[np.intp]) -> Mask:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Places = NDArray[np.intp]
-_CLOCKS: Final = ("since", "quiet", "gap", "fired")
+_CLOCKS: Final = ("since", "begun", "quiet", "gap", "fired")
 _LEVELS: Final = ("phase", "severity", "floor", "level")
 _NUMBERS: Final = ("best", "ewma", "before", "learned", "value")
 
@@ -25,7 +25,9 @@ class Memory:
         severity: of the alert, 1 to 3; 0 where none is open.
         floor: severity that the alert was raised to; 0: none.
         level: severity of the threshold met last.
-        since: when its condition was first met, shape ``(3, instances)``: step, window, seconds.
+        since: when its condition was first met, shape ``(3, instances)``: step, window, seconds;
+            moved by gaps, in which what is waited for stands still.
+        begun: the same, not moved.
         quiet: when the condition of a firing alert ended; NaN while it holds.
         gap: when its data ended; NaN while there is any.
         fired: when it started firing.
@@ -43,6 +45,7 @@ class Memory:
         self.floor = np.zeros(size, dtype=np.int8)
         self.level = np.zeros(size, dtype=np.int8)
         self.since = np.full((3, size), math.nan)
+        self.begun = np.full((3, size), math.nan)
         self.quiet = np.full((3, size), math.nan)
         self.gap = np.full((3, size), math.nan)
         self.fired = np.full((3, size), math.nan)
@@ -110,5 +113,6 @@ class Memory:
         for name in (*_LEVELS, *_NUMBERS):
             getattr(self, name)[i] = data.get(name, math.nan)  # one that an older state has not
         for name in _CLOCKS:
-            getattr(self, name)[:, i] = data[name]
+            # one that an older state has not: what it knew instead
+            getattr(self, name)[:, i] = data.get(name, data["since"])
         self.history[:, i] = [int(bits) for bits in data["history"]]

@@ -7,9 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from cmr_monitor_callbacks.catalogue import BY_NAME, HEALTH_COMPONENTS, METRICS, OWN_METRICS
+from cmr_monitor_callbacks.catalogue import (
+    BY_NAME,
+    HEALTH_COMPONENTS,
+    METRICS,
+    OWN_METRICS,
+    Polarity,
+)
 from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, RuleConfig
 from cmr_monitor_callbacks.config.conditions import COMPARISONS, Expression, parse_expression
+from cmr_monitor_callbacks.config.detectors import DIRECTED
 from cmr_monitor_callbacks.config.spans import parse_span
 from cmr_monitor_callbacks.errors import ConfigError, nearest
 from cmr_monitor_callbacks.health.states import Severity
@@ -48,6 +55,8 @@ class AlertRule:
         reduce_ranks: likewise the ranks.
         versus: what the value is compared with, '' for nothing.
         as_ratio: value / other, instead of value - other.
+        channels: of the detector whose score is judged instead of the value; none: no detector.
+        min_windows: windows that the detector only learns from.
         when: what must hold besides, of the same layer and rank; see `parse_expression`.
         hold: how long the condition must hold before it fires.
         m_of_n: it counts as holding if it held in m of the last n windows with data.
@@ -75,6 +84,8 @@ class AlertRule:
     reduce_ranks: str = "none"
     versus: str = ""
     as_ratio: bool = True
+    channels: tuple[str, ...] = ()
+    min_windows: int = 0
     when: Expression = ()
     hold: Span = (0.0, "seconds")
     m_of_n: tuple[int, int] = (1, 1)
@@ -128,6 +139,11 @@ class AlertRule:
                 "frozen": f"has not changed from {values['value']:.3g}",
                 "absent": "has no data",
             }[self.condition]
+        if self.channels and self.test is None:
+            return (
+                f"shows a {values['channel']}: from {values['before']:.3g} to {values['now']:.3g} "
+                f"(score {values['value']:.3g} {self.condition} {values['threshold']:.3g})"
+            )
         beside = f" {'times' if self.as_ratio else 'over'} {self.versus}" if self.versus else ""
         limit = values["threshold"]
         shown = f"[{limit[0]:.3g}, {limit[1]:.3g}]" if isinstance(limit, tuple) else f"{limit:.3g}"
@@ -204,6 +220,8 @@ def compile_rule(name: str, config: RuleConfig) -> AlertRule:
         reduce_ranks=config.reduce.rank,
         versus=versus,
         as_ratio=compare is None or compare.as_ == "ratio",
+        channels=() if config.detector is None else config.detector.channels,
+        min_windows=0 if config.detector is None else config.detector.min_windows,
         when=() if config.when is None else parse_expression(config.when),
         hold=parse_span(config.for_),
         m_of_n=config.m_of_n or (1, 1),
@@ -223,10 +241,13 @@ def compile_rule(name: str, config: RuleConfig) -> AlertRule:
 def _meant(config: RuleConfig) -> Iterable[str]:
     """Metrics that a glob means; health judges other things than itself."""
     component = config.select.component or "*"
+    directed = config.detector is not None and DIRECTED.issuperset(config.detector.channels)
     for info in (*METRICS, *OWN_METRICS):
         wanted = matches(component, info.component) and matches(config.metric, info.name)
         if config.condition == "nonfinite":
             wanted = wanted and info.name in CAN_BE
+        if directed and info.polarity is Polarity.NEITHER:
+            continue
         if wanted and info.component != "health":
             yield info.name
 

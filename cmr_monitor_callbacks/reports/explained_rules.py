@@ -43,7 +43,7 @@ def explain_rule(history: RunHistory, name: str, settings: Mapping[str, Any]) ->
     )
     facts = {
         "metric": rule.metric,
-        "fires": thresholds if rule.compare is None else f"{thresholds} ({_beside(rule)})",
+        "fires": f"{thresholds}{_beside(history, rule)}",
         "for": _span(rule.for_),
         "when": rule.when or "always",
         "over": rule.over,
@@ -78,9 +78,20 @@ def _span(length: str | float) -> str:
     return f"{length:g} s" if length else "at once"
 
 
-def _beside(rule: RuleConfig) -> str:
-    assert rule.compare is not None
-    return f"as {rule.compare.as_} to {rule.compare.vs}"
+def _beside(history: RunHistory, rule: RuleConfig) -> str:
+    """What the condition judges instead of the value; '' for the value itself."""
+    parts = []
+    if rule.compare is not None:
+        parts.append(f"as {rule.compare.as_} to {rule.compare.vs}")
+        if rule.compare.vs == "baseline":
+            parts[0] += f" {history.config.get('alerts', {}).get('baseline') or '(none is named)'}"
+    if rule.detector is not None:
+        channels = ", ".join(rule.detector.channels)
+        parts.append(
+            f"the score of the detector {rule.detector.name} for {channels}, after "
+            f"{rule.detector.min_windows} windows with data"
+        )
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _selects(rule: RuleConfig) -> str:
@@ -177,7 +188,8 @@ def _silent(rule: RuleConfig, found: Mapping[SeriesKey, Series]) -> str:
         kept = "stays as it was" if rule.no_data.mode == "keep" else f"is {rule.no_data.mode}"
         return f"It does not fire: the newest window has no data, and without data it {kept}."
     text = "It does not fire: its condition does not hold"
-    if rule.condition in _ORDERED and rule.compare is None and not _is_reduced(rule):
+    judges_the_value = rule.compare is None and rule.detector is None
+    if rule.condition in _ORDERED and judges_the_value and not _is_reduced(rule):
         pick = max if rule.condition in (">", ">=") else min
         key, value = pick(given.items(), key=lambda item: item[1])
         fires = _mildest(rule)
@@ -189,7 +201,18 @@ def _silent(rule: RuleConfig, found: Mapping[SeriesKey, Series]) -> str:
                 f"{'' if rule.m_of_n is None else f', m_of_n {list(rule.m_of_n)}'}), or the rule "
                 "was not judged in the newest window"
             )
+    learning = rule.detector is not None and _most(found) <= rule.detector.min_windows
+    if rule.detector is not None and learning:
+        text = (
+            f"It does not fire: its detector has learned from {_most(found)} windows with "
+            f"data at most, and says nothing until {rule.detector.min_windows} are over"
+        )
     return text + (f"; and it fires only while {rule.when}." if rule.when else ".")
+
+
+def _most(found: Mapping[SeriesKey, Series]) -> int:
+    """Most windows with data that any of the rule's series has."""
+    return max((int(np.nansum(one.count)) for one in found.values()), default=0)
 
 
 _ORDERED: Final = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}

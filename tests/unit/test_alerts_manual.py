@@ -18,6 +18,7 @@ from cmr_monitor_callbacks.config import (
     AlertConfig,
     AlertThresholds,
     CompareConfig,
+    DetectorConfig,
     EscalationConfig,
     InhibitConfig,
     NoDataConfig,
@@ -46,6 +47,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "ReduceConfig": ReduceConfig,
     "ThresholdConfig": ThresholdConfig,
     "CompareConfig": CompareConfig,
+    "DetectorConfig": DetectorConfig,
     "Gaps and NoDataConfig": NoDataConfig,
     "WarmupConfig": WarmupConfig,
     "AlertConfig": AlertConfig,
@@ -116,9 +118,13 @@ def in_code(cells: list[str]) -> set[str]:
 def test_every_choice_is_there() -> None:
     conditions = in_code([row[0] for row in rows(PAGE, "Conditions")])
     assert conditions == choices(RuleConfig, "condition")
-    section = text_of(PAGE).split("### CompareConfig")[1]
-    others = re.findall(r"^\| `([a-z]+\.[a-z]+)` \|", section, re.MULTILINE)
+    section = text_of(PAGE).split("### CompareConfig")[1].split("| `vs` | other |")[1]
+    section = section.split("\n### ")[0]
+    others = re.findall(r"^\| `([a-z]+(?:\.[a-z]+)?)` \|", section, re.MULTILINE)
     assert set(others) == choices(CompareConfig, "vs")
+    section = text_of(PAGE).split("| channel | what is looked for |")[1].split("\n\n")[0]
+    channels = re.findall(r"^\| `([a-z]+)` \|", section, re.MULTILINE)
+    assert set(channels) == choices(DetectorConfig, "channels")
     meaning = {row[0]: in_code(row[2:]) for row in rows(PAGE, "CompareConfig")}
     assert meaning["`as`"] == choices(CompareConfig, "as_")
     assert in_code([row[2] for row in rows(PAGE, "ReduceConfig")][:1]) == choices(

@@ -279,3 +279,14 @@ def test_there_are_four_presets() -> None:
 def test_the_callbacks_group_holds_a_target() -> None:
     group = yaml.safe_load((config_root() / "callbacks" / "cmr_monitor.yaml").read_text())
     assert group["cmr_monitor"]["_target_"] == "cmr_monitor_callbacks.CMRMonitorCallback"
+
+
+def test_a_layer_may_be_named_by_its_number() -> None:
+    config = parse(MonitoringConfig, {"layers": [2, "encoder.*"]}, "monitoring")
+    assert config.layers == ("2", "encoder.*")
+    assert config.watches_layer(2) and not config.watches_layer(12)
+    for wrong in (True, 2.5, None):
+        with pytest.raises(ConfigError, match=r"monitoring\.layers\.1 must be a string"):
+            parse(MonitoringConfig, {"layers": [2, wrong]}, "monitoring")
+    with pytest.raises(ConfigError, match=r"monitoring\.layers must be a list, got 2"):
+        parse(MonitoringConfig, {"layers": 2}, "monitoring")

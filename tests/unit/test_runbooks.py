@@ -16,6 +16,7 @@ from cmr_monitor_callbacks.clock import ManualClock
 from cmr_monitor_callbacks.config import (
     AlertConfig,
     AlertThresholds,
+    DetectorConfig,
     EscalationConfig,
     HistoryConfig,
     InhibitConfig,
@@ -45,6 +46,7 @@ SETTINGS = {
     for model in (
         AlertConfig,
         AlertThresholds,
+        DetectorConfig,
         EscalationConfig,
         HistoryConfig,
         InhibitConfig,
@@ -123,7 +125,15 @@ def test_every_tag_exists_and_is_logged(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_name_in_a_page_is_one(page: str) -> None:
-    known = {*known_names(), *DEFAULT, *SETTINGS, *FIELDS, *COMPONENTS, *READ, *ELSEWHERE}
+    known = {
+        *known_names(),
+        *(name for _, name in RULES),
+        *SETTINGS,
+        *FIELDS,
+        *COMPONENTS,
+        *READ,
+        *ELSEWHERE,
+    }
     known |= {path.split("/")[-1].removesuffix(".md") for path in PAGES}
     spans = re.findall(r"`([^`]+)`", prose(page))
     names = {n for span in spans for n in re.findall(r"(?<![\w./])[a-z]+(?:_[a-z0-9]+)+\b", span)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from cmr_monitor_callbacks import (
     Notice,
     Severity,
 )
-from cmr_monitor_callbacks.alerts.channels import Surroundings, make_channel
+from cmr_monitor_callbacks.alerts.channels import Retry, Surroundings, make_channel
 from cmr_monitor_callbacks.alerts.channels.webhook import payload, slack
+from cmr_monitor_callbacks.alerts.delivery import Delivery
 from cmr_monitor_callbacks.config import parse
 from cmr_monitor_callbacks.config.channels import (
     AppriseConfig,
@@ -326,3 +328,62 @@ def test_a_summary_is_told_as_such() -> None:
     assert payload(one, "")["text"] == "20 alerts in one notice"
     assert len(payload(one, "")["alerts"]) == 2
     assert str(one).endswith(": 20 alerts in one notice")
+
+
+class Waits(threading.Event):
+    """Notes for how long it is waited, and waits for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.asked.append(timeout)
+        return True
+
+
+@pytest.mark.parametrize(
+    ("after", "least", "most"),
+    [(120.0, 120.0, 120.0), (3600.0, 900.0, 900.0), (None, 0.8, 1.2), (0.0, 0.8, 1.2)],
+)
+def test_a_server_that_asks_for_time_is_given_it(
+    after: float | None, least: float, most: float
+) -> None:
+    class Busy:
+        def send(self, notice: Notice) -> None:
+            raise Retry("busy", after)
+
+        def close(self) -> None: ...
+
+    delivery = Delivery({"hook": WebhookConfig(url="http://127.0.0.1:9/", retries=1)})
+    [line] = delivery._lines
+    waits = Waits()
+    line._deliver("hook", Busy(), Notice((alert(),), Severity.WARNING, False, 1, 0.0, {}), waits)
+    [pause] = waits.asked
+    assert pause is not None and least <= pause <= most
+    assert delivery.counts["hook"] == {"sent": 0, "lost": 1, "retried": 1}
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_server_that_asked_for_time() -> None:
+    """Two tries without a pause between them: the second comes when the run ends."""
+    tried = threading.Event()
+
+    class Busy:
+        tries = 0
+
+        def send(self, notice: Notice) -> None:
+            self.tries += 1
+            tried.set()
+            raise Retry("busy", 900.0)
+
+        def close(self) -> None: ...
+
+    busy = Busy()
+    delivery = Delivery({"hook": WebhookConfig(url="http://127.0.0.1:9/", retries=1)})
+    [line] = delivery._lines
+    line._channels = {"hook": (busy, line._channels["hook"][1])}
+    delivery.submit(Notice((alert(),), Severity.WARNING, False, 1, 0.0, {}))
+    assert tried.wait(30.0)
+    delivery.close(30.0)
+    assert busy.tries == 2
+    assert delivery.counts["hook"]["lost"] == 1

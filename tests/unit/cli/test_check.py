@@ -32,6 +32,7 @@ from cmr_monitor_callbacks.config import config_root, load_preset, preset_names
 from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.health.series import Series
 from examples.cmr_lm.model import CMRConfig, FullCMRModel
+from tests.histories import end, snapshot, store
 from tests.memory_models.cmr_like import (
     CMRLikeModel,
     LayeredMemoryBuffer,
@@ -735,3 +736,24 @@ def test_the_manuals_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     titles = re.findall(r"^[A-Z][\w ]+$", sample, re.MULTILINE)
     assert len(titles) >= 5
     assert [title for title in titles if title not in output] == []
+
+
+def test_a_rule_beside_a_recorded_run(tmp_path: Path) -> None:
+    kept = store(tmp_path / "history.sqlite")
+    kept.window(snapshot(0, {"storage_efficiency": 0.5}))
+    end(kept)
+    rules = {
+        name: {"metric": metric, "compare": {"vs": "baseline"}, "thresholds": {"error": 2}}
+        for name, metric in (("known", "storage_efficiency"), ("unknown", "cache_hit_rate"))
+    }
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        yaml.safe_dump({"alerts": {"rules": rules, "inhibit": [], "baseline": str(tmp_path)}})
+    )
+    assert check(str(path)).settings.notes == (
+        f"rule 'unknown' compares with {tmp_path}, which has no cache_hit_rate: it never has data",
+    )
+    with pytest.raises(ConfigError, match=r"alerts\.baseline 'gone': there is no history at"):
+        check(str(path), ["alerts.baseline=gone"])
+    with pytest.raises(ConfigError, match=r"alerts\.baseline must name a recorded run"):
+        check(str(path), ["alerts.baseline=null"])

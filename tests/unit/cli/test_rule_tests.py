@@ -198,3 +198,91 @@ def test_the_manuals_example(tmp_path: Path) -> None:
     (tmp_path / "rules_test.yaml").write_text(tests)
     code, output = run(tmp_path / "rules_test.yaml")
     assert code == 0, output
+
+
+BASELINE = {
+    "worse": {
+        "metric": "storage_efficiency",
+        "select": {"layer": "*"},
+        "compare": {"vs": "baseline"},
+        "condition": "<",
+        "thresholds": {"error": 0.8},
+    },
+    "fewer": {
+        "metric": "states_stored",
+        "compare": {"vs": "baseline"},
+        "condition": "<",
+        "thresholds": {"error": 0.5},
+    },
+}
+
+
+def write_baseline(folder: Path, recorded: list[dict[str, str]], *alerts: Any) -> Path:
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"rules": BASELINE}))
+    given = [
+        {"series": 'storage_efficiency{layer="4"}', "values": "0.9x3 0.6x3"},
+        {"series": "states_stored", "values": "100x3 40x3"},
+    ]
+    test = {"input_series": given, "baseline_series": recorded, "alert_rule_test": list(alerts)}
+    file = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
+    path = folder / "tests.yaml"
+    path.write_text(yaml.safe_dump(file))
+    return path
+
+
+def test_a_recorded_run_is_made_up_in_the_file(tmp_path: Path) -> None:
+    recorded = [
+        {"series": 'storage_efficiency{layer="4"}', "values": "0.9 _ 0.9x5"},
+        {"series": "states_stored", "values": "100x7"},
+    ]
+    fires = [{"exp_labels": {"severity": "error"}}]
+    path = write_baseline(
+        tmp_path,
+        recorded,
+        {"eval_time": "3m", "alertname": "worse"},
+        {
+            "eval_time": "4m",
+            "alertname": "worse",
+            "exp_alerts": [{"exp_labels": {"severity": "error", "layer": "4"}}],
+        },
+        {"eval_time": "3m", "alertname": "fewer"},
+        {"eval_time": "4m", "alertname": "fewer", "exp_alerts": fires},
+    )
+    outcome = run_file(path)
+    assert (outcome.expectations, outcome.failures) == (4, [])
+    code, said = run(write_baseline(tmp_path, [], {"eval_time": "3m", "alertname": "worse"}))
+    assert code == 2
+    assert "test 1: worse compares with a recorded run; baseline_series must have its n" in said
+    twice = [recorded[1], recorded[1]]
+    code, said = run(write_baseline(tmp_path, twice, {"eval_time": "3m", "alertname": "worse"}))
+    assert code == 2 and "baseline_series.1: states_stored is given twice" in said
+
+
+def test_a_detector_is_tested_with_series_too(tmp_path: Path) -> None:
+    rule = {
+        "metric": "reconstruction_quality",
+        "detector": {"channels": ["shift"]},
+        "thresholds": {"error": 1},
+        "summary": "{channel} from {before:.1f} to {now:.1f}",
+    }
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"rules": {"fell": rule}}))
+    file = {
+        "rule_files": ["rules.yaml"],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "input_series": [{"series": "reconstruction_quality", "values": "0.8x39 0.4x9"}],
+                "alert_rule_test": [
+                    {"eval_time": "39m", "alertname": "fell"},
+                    {
+                        "eval_time": "44m",
+                        "alertname": "fell",
+                        "exp_alerts": [{"exp_annotations": {"summary": "shift from 0.8 to 0.4"}}],
+                    },
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "tests.yaml"
+    path.write_text(yaml.safe_dump(file))
+    assert run_file(path).failures == []

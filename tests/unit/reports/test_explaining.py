@@ -108,3 +108,31 @@ def test_a_rule_that_is_open_or_was() -> None:
     )
     opened.alerts([transition("dead", 5, Phase.INACTIVE, Phase.FIRING, layer=4)], [])
     assert "Last: resolved at step 5" in explain(RunHistory(opened), "dead").verdict
+
+
+def test_a_rule_with_a_detector_and_one_beside_a_recorded_run() -> None:
+    watched = {
+        "metric": "storage_efficiency",
+        "select": {"layer": "*"},
+        "detector": {"channels": ["drift", "regression"], "min_windows": 10},
+        "thresholds": {"error": 1.0},
+    }
+    beside = {**RULE, "compare": {"vs": "baseline"}}
+    alerts = {"rules": {"falls": watched, "worse": beside}, "baseline": "runs/good"}
+    history = RunHistory(run(alerts=alerts))
+    found = explain(history, "falls")
+    assert found.facts["fires"] == (
+        "error where > 1.0 (the score of the detector telemetry for drift, regression, after 10 "
+        "windows with data)"
+    )
+    assert found.verdict.startswith(
+        "It does not fire: its detector has learned from 10 windows with data at most, and says "
+        "nothing until 10 are over."
+    )
+    longer = run(alerts=alerts)
+    longer.window(snapshot(10, {("storage_efficiency", 4): 0.75}, layers=(4,)))
+    said = explain(RunHistory(longer), "falls").verdict
+    assert said.startswith("It does not fire: its condition does not hold.")
+    found = explain(history, "worse")
+    assert found.facts["fires"] == "error where < 0.5 (as ratio to baseline runs/good)"
+    assert found.verdict.startswith("It does not fire: its condition does not hold.")
