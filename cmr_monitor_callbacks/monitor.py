@@ -54,9 +54,11 @@ from cmr_monitor_callbacks.locks import locked
 from cmr_monitor_callbacks.overhead import overhead_of
 from cmr_monitor_callbacks.packed import Packed
 from cmr_monitor_callbacks.probes.listening import Listening
+from cmr_monitor_callbacks.probes.timing import Timing
 from cmr_monitor_callbacks.profiling import Profiler, check_profiling
 from cmr_monitor_callbacks.recording.ledger import Ledger, Reading
 from cmr_monitor_callbacks.recording.own import OwnNumbers
+from cmr_monitor_callbacks.recording.phases import StepTimer
 from cmr_monitor_callbacks.recording.recorder import InvalidSample
 from cmr_monitor_callbacks.recording.stage import ClosedWindow, StageStatistics
 from cmr_monitor_callbacks.recording.tracking import Tracking
@@ -165,7 +167,7 @@ class CMRPerformanceMonitor:
             self._kinds,
             self.config.watches_layer,
             self.probes_config,
-            self.clock.monotonic,
+            Timing(self.config.timing, self.clock.monotonic, self._ledger.recorder),
             self._failures,
             self._step_under_way,
             (self.record_capture, self.record_reconstruction),
@@ -256,7 +258,12 @@ class CMRPerformanceMonitor:
 
     def describe(self) -> str:
         """What each number comes from, in lines; '' where nothing is watched."""
-        return self._listening.automatic.describe(self._sampling.every)
+        told = self._listening.timing.told
+        return self._listening.automatic.describe(self._sampling.every, told)
+
+    def step_timer(self) -> StepTimer:
+        """A stopwatch for a step's phases, by the clock that the attached model is timed by."""
+        return self._listening.timing.step_timer() if self._times_steps else StepTimer()
 
     def place_cells(self, device: torch.device) -> None:
         """Make room for numbers that live on a device, before the first compiled call."""
@@ -286,7 +293,7 @@ class CMRPerformanceMonitor:
         self,
         step: float,
         wait: float | None,
-        forward: float,
+        forward: float | None,
         backward: float | None,
         optimizer: float | None,
         monitor: float | None,
@@ -395,12 +402,13 @@ class CMRPerformanceMonitor:
         self.refresh()
         if not self.resources.running:
             self.resources.start()
-        start = self.clock.monotonic()
+        start, timing = self.clock.monotonic(), self._listening.timing
         wait = None if self._last_end is None else start - self._last_end
+        moment = timing.begin()
         yield self
         self._last_end = self.clock.monotonic()
         seconds = self._last_end - start
-        self.record_step(seconds, wait, seconds, None, None, None, 1)
+        self.record_step(seconds, wait, timing.end(moment, seconds), None, None, None, 1)
         self.step()
 
     # -- windows and stages -----------------------------------------------------------------
@@ -1069,7 +1077,7 @@ class CMRPerformanceMonitor:
     @property
     def _dropped(self) -> int:
         """What this process lost since it was made."""
-        return self._keeper.lost + self.alerts.delivery.dropped
+        return self._keeper.lost + self.alerts.delivery.dropped + self._listening.timing.dropped
 
     # -- reading ----------------------------------------------------------------------------
 

@@ -235,9 +235,10 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     @_guarded
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what `configure_model` made, and make room on the model's device."""
+        found = self.monitor.attach(pl_module)  # configure_model() may have made modules since
+        self._timer = self.monitor.step_timer()
         if self.monitor.alert_config.enable_alerts:
             self._watch.start(trainer, self._timer)
-        found = self.monitor.attach(pl_module)  # configure_model() may have made modules since
         self.monitor.place_cells(pl_module.device)
         self.monitor.agree_on_layers()
         self._open_sinks(trainer)
@@ -429,7 +430,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
         self.monitor.agree_on_layers()
         self._open_sinks(trainer)
         self._timer.pause()
-        self._other_timer = StepTimer()
+        self._other_timer = self.monitor.step_timer()
         if not self._watch.watches and self.monitor.alert_config.enable_alerts:
             self._watch.start(trainer, self._other_timer)
         self._watch.follow(self._other_timer, stage)

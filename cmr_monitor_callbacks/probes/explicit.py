@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cmr_monitor_callbacks.events import Number
 from cmr_monitor_callbacks.recording.cells import CellRow, countable
+from cmr_monitor_callbacks.recording.device_clock import DeviceClock, DeviceSeconds, Moment
 from cmr_monitor_callbacks.recording.recorder import ON_DEVICE
 
 _compiling = (
@@ -45,6 +46,10 @@ class ProbeLink(Protocol):
         """Check an event value by value and add it."""
         ...
 
+    def late(self, kind: str, seconds: DeviceSeconds, times: float) -> None:
+        """The duration of so many operations of a kind, which is not known yet."""
+        ...
+
     def cells(self, kind: str, device: torch.device) -> CellRow:
         """The row of a kind on a device."""
         ...
@@ -57,7 +62,7 @@ class ProbeLink(Protocol):
 class ProbeTimer:
     """Measures host time between enter and exit, in seconds; reusable, not re-entrant.
 
-    On a GPU that is the time to launch the work, not to do it.
+    For work on a GPU that is the time to launch it, not to do it; see `DeviceTimer`.
     """
 
     __slots__ = ("_start", "seconds")
@@ -75,6 +80,43 @@ class ProbeTimer:
         """Stop; ``seconds`` holds the duration."""
         self.seconds = time.perf_counter() - self._start
 
+    def another(self) -> ProbeTimer:
+        """A timer alike."""
+        return ProbeTimer()
+
+
+class DeviceTimer:
+    """Measures the time of a device between enter and exit, without waiting; as `ProbeTimer`.
+
+    Args:
+        clock: of the device.
+    """
+
+    __slots__ = ("_clock", "_start", "seconds")
+
+    def __init__(self, clock: DeviceClock) -> None:
+        self.seconds: DeviceSeconds | None = None
+        self._clock = clock
+        self._start: Moment | None = None
+
+    def __enter__(self) -> DeviceTimer:
+        """Start."""
+        self._start = self._clock.now()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop; ``seconds`` stands for the duration, which becomes known later."""
+        start, self._start = self._start, None
+        end = None if start is None else self._clock.now()
+        self.seconds = None if end is None else end - start
+
+    def another(self) -> DeviceTimer:
+        """A timer alike."""
+        return DeviceTimer(self._clock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ProbeTimer, ()  # a copy is attached to nothing
+
 
 class _IdleTimer:
     """Measures nothing: no monitor listens, or the code is being compiled."""
@@ -88,8 +130,12 @@ class _IdleTimer:
     def __exit__(self, *exc: object) -> None:
         return None
 
+    def another(self) -> _IdleTimer:
+        return self
+
 
 _IDLE: Final = _IdleTimer()
+Timer = ProbeTimer | DeviceTimer | _IdleTimer
 Sections = Callable[[str], AbstractContextManager[Any]]
 """Opens a section of a profile: its component; the layer is the probe's."""
 
@@ -99,7 +145,7 @@ class _SectionTimer:
 
     __slots__ = ("_component", "_open", "_section", "_timer", "seconds")
 
-    def __init__(self, sections: Sections, component: str, timer: ProbeTimer | _IdleTimer) -> None:
+    def __init__(self, sections: Sections, component: str, timer: Timer) -> None:
         self.seconds: float | None = None
         self._open, self._component, self._timer = sections, component, timer
         self._section: AbstractContextManager[Any] | None = None
@@ -168,7 +214,7 @@ class CMRProbe:
         self._retrieval: Extend | None = None
         self._buffer: Extend | None = None
         self._cells: dict[str, CellRow] | None = None
-        self._timer: ProbeTimer | _IdleTimer = _IDLE
+        self._timer: Timer = _IDLE
         self._sections: Sections | None = None
 
     def __repr__(self) -> str:
@@ -212,6 +258,9 @@ class CMRProbe:
             and (considered is None or type(considered) is int)
         ):
             extend((self._slot, attempted, captured, stored, seconds, considered))
+        elif type(seconds) is DeviceSeconds:
+            self._add_late("capture", seconds, 1)
+            self.capture(attempted, captured, stored, considered=considered)
         else:
             self._add_any("capture", (attempted, captured, stored, seconds, considered))
 
@@ -237,6 +286,9 @@ class CMRProbe:
             and (seconds is None or type(seconds) is float)
         ):
             extend((self._slot, memories_used, quality, seconds))
+        elif type(seconds) is DeviceSeconds:
+            self._add_late("reconstruction", seconds, 1)
+            self.reconstruction(memories_used, quality)
         else:
             self._add_any("reconstruction", (memories_used, quality, seconds))
 
@@ -272,6 +324,9 @@ class CMRProbe:
             and (quality is None or type(quality) is float)
         ):
             extend((self._slot, requested, returned, hits, seconds, quality))
+        elif type(seconds) is DeviceSeconds:
+            self._add_late("retrieval", seconds, requested)
+            self.retrieval(requested, returned, hits, quality=quality)
         else:
             self._add_any("retrieval", (requested, returned, hits, seconds, quality))
 
@@ -320,10 +375,12 @@ class CMRProbe:
         if self._link is not None and _graph_task() == -1:
             self._link.error(exc)
 
-    def timer(self, component: str = "timer") -> ProbeTimer | _IdleTimer | _SectionTimer:
+    def timer(self, component: str = "timer") -> Timer | _SectionTimer:
         """A context manager whose ``seconds`` is the time spent inside.
 
-        None if nobody listens, and in the steps that ``monitoring.sample_every`` leaves out.
+        None if nobody listens, and in the steps that ``monitoring.sample_every`` leaves out. Of a
+        model on a GPU it is the device's time, which is known later: ``seconds`` is then a float
+        that is NaN, and that the probe's methods know. Pass it on as it is.
 
         Args:
             component: what is timed, such as ``capture``, ``retrieval`` or ``reconstruction``: in a
@@ -334,7 +391,7 @@ class CMRProbe:
         if self._sections is None:
             return self._timer
         # one of its own, for sections may be within each other
-        return _SectionTimer(self._sections, component, type(self._timer)())
+        return _SectionTimer(self._sections, component, self._timer.another())
 
     # -- what a monitor calls ---------------------------------------------------------------
 
@@ -353,9 +410,17 @@ class CMRProbe:
         self._buffer = link.extend("buffer")
         self.time_calls(on=True)
 
-    def time_calls(self, *, on: bool) -> None:
-        """Have `timer` measure from now on, or not."""
-        self._timer = ProbeTimer() if on else _IDLE
+    def time_calls(self, *, on: bool, clock: DeviceClock | None = None) -> None:
+        """Have `timer` measure from now on, or not.
+
+        Args:
+            on: whether it measures.
+            clock: of the device; None: by the host's.
+        """
+        if not on:
+            self._timer = _IDLE
+        else:
+            self._timer = ProbeTimer() if clock is None else DeviceTimer(clock)
 
     def place(self, kind: str, row: CellRow) -> None:
         """Use a device row that is there before the first (compiled) call."""
@@ -379,6 +444,12 @@ class CMRProbe:
         cells = self._cells
         if cells is not None and kind in cells:
             cells[kind].add_compiled(fields)
+
+    def _add_late(self, kind: str, seconds: DeviceSeconds, times: Number) -> None:
+        """The duration comes later; of how many operations only the host can say."""
+        if self._link is not None:
+            known = isinstance(times, (int, float))
+            self._link.late(kind, seconds, float(times) if known else 0.0)
 
     def _add_any(self, kind: str, fields: tuple[Any, ...]) -> None:
         """Tensors to the device's row, the rest to be checked and kept on the host."""
