@@ -32,6 +32,8 @@ from cmr_monitor_callbacks.probes.wrapping import Wraps
 from cmr_monitor_callbacks.sampling import sampled_sources
 
 logger = logging.getLogger(__name__)
+Tell = Callable[[dict[str, str]], Mapping[str, str]]
+"""Adds to sources, by metric or component."""
 _COUNTED = (BufferWatch, IndexedWatch)
 _HOLDING = (*_COUNTED, FifoWatch)
 
@@ -365,9 +367,7 @@ class AutomaticAttachment:
             for name, texts in found.items()
         }
 
-    def describe(
-        self, every: int = 1, told: Callable[[dict[str, str]], Mapping[str, str]] = dict
-    ) -> str:
+    def describe(self, every: int = 1, told: Tell = dict) -> str:
         """What was found, what each number comes from, and what cannot be known; '' if nothing.
 
         Args:

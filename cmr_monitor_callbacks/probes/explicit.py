@@ -448,8 +448,8 @@ class CMRProbe:
     def _add_late(self, kind: str, seconds: DeviceSeconds, times: Number) -> None:
         """The duration comes later; of how many operations only the host can say."""
         if self._link is not None:
-            known = isinstance(times, (int, float))
-            self._link.late(kind, seconds, float(times) if known else 0.0)
+            known = float(times) if isinstance(times, (int, float)) else 0.0
+            self._link.late(kind, seconds, known)
 
     def _add_any(self, kind: str, fields: tuple[Any, ...]) -> None:
         """Tensors to the device's row, the rest to be checked and kept on the host."""

@@ -1,4 +1,4 @@
-"""By which clock calls are timed: the host's, or that of the one CUDA device that holds the model."""
+"""By which clock calls are timed: the host's, or that of the CUDA device that holds the model."""
 
 from __future__ import annotations
 

@@ -77,12 +77,15 @@ class DeviceSeconds(float):
     """
 
     __slots__ = ("_end", "_start", "seconds")
+    _start: Moment | None
+    _end: Moment | None
+    seconds: float | None
 
     def __new__(cls, start: Moment | None, end: Moment | None) -> DeviceSeconds:
         """Between two moments; without them it is lost."""
         self = super().__new__(cls, math.nan)
         self._start, self._end = start, end
-        self.seconds: float | None = None
+        self.seconds = None
         return self
 
     @property

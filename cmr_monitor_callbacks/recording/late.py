@@ -115,7 +115,8 @@ class LateTimes:
         Returns:
             whether anything was added.
         """
-        ready, kept = [], []
+        ready: list[_Waiting] = []
+        kept: list[_Waiting] = []
         # whoever times a call on another thread meanwhile adds to the end
         count = len(self._waiting)
         for one in self._waiting[:count]:

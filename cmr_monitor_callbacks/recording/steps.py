@@ -43,7 +43,8 @@ def add_steps(packed: Packed, items: Sequence[Any], durations: Durations) -> Non
     packed.values[_FIRST:_LAST, 0] += (*(sums[field] for field in order), *seconds)
     packed.samples[_FIRST:_LAST, 0] += [counts[field] for field in (*order, _SAMPLES, _TOKENS)]
     if counts[_FORWARD] < len(passes):  # a device's time comes later
-        packed.values[_TIMED, 0] -= sum(n for n, f in zip(passes, columns[_FORWARD]) if f is None)
+        pairs = zip(passes, columns[_FORWARD], strict=True)
+        packed.values[_TIMED, 0] -= sum(n for n, seconds in pairs if seconds is None)
         packed.samples[_TIMED, 0] -= len(passes) - counts[_FORWARD]
     waited = _beside(columns[_WAIT], walls, counts[_WAIT])
     packed.values[_WAITED, 0] += waited
