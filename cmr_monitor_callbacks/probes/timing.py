@@ -33,6 +33,7 @@ class Timing:
         now: the host's clock, in seconds.
         recorder: given the durations of a device.
         make: makes the clock of a device.
+        find: says on which device a model is timed; None: by the host.
 
     Attributes:
         timed: what reads the time of calls that begin now; None: they are not timed. A list of one,
@@ -45,11 +46,13 @@ class Timing:
         now: Callable[[], float],
         recorder: Recorder,
         make: Callable[[torch.device], DeviceClock] = cuda_clock,
+        find: Callable[[nn.Module], torch.device | None] = cuda_device_of,
     ) -> None:
         self._mode = mode
         self._host = now
         self._recorder = recorder
         self._make = make
+        self._find = find
         self._device: torch.device | None = None
         self._on = True
         self._lost = 0
@@ -59,7 +62,7 @@ class Timing:
 
     def choose(self, model: nn.Module) -> bool:
         """Take the clock of the device that holds a model; says whether it is another one now."""
-        device = None if self._mode == "host" else cuda_device_of(model)
+        device = None if self._mode == "host" else self._find(model)
         late = self._recorder.late
         if device == self._device and (late is None or self.clock is not None):
             if device is None and self._mode == "device":
