@@ -184,7 +184,9 @@ def test_letting_go_takes_what_is_over(kind: Any) -> None:
     monitor.flush()
     for name, seconds in TIMES.items():
         assert monitor.snapshot.value(name) == pytest.approx(seconds)
-    assert monitor.snapshot.value("invalid_samples") == monitor.snapshot.value("dropped_events") == 0
+    assert (
+        monitor.snapshot.value("invalid_samples") == monitor.snapshot.value("dropped_events") == 0
+    )
     monitor.attach(model)  # a second time it is timed anew
     with monitor.track_performance():
         model(torch.ones(2, 3, 4))
