@@ -46,7 +46,7 @@ from cmr_monitor_callbacks.distributed import (
     steps_between,
 )
 from cmr_monitor_callbacks.errors import CMRMonitorError, CriticalAlert, LayerError
-from cmr_monitor_callbacks.examining import Examiner
+from cmr_monitor_callbacks.examining import Examiner, OutOfMemory
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.history import HistoryError, Keeper, RunHistory
@@ -172,6 +172,14 @@ class CMRPerformanceMonitor:
             self._step_under_way,
             (self.record_capture, self.record_reconstruction),
         )
+        self._out_of_memory = OutOfMemory(
+            self.resources_config,
+            self._listening.held_tensors,
+            self._failures,
+            self._step_under_way,
+        )
+        self.note_error = self._failures.on_error = self._out_of_memory.note
+        """Told an error that ends a step; one that says that memory ran out is looked into."""
         rules = [rule.name for rule in self.alerts.rules]
         more = bool(self.alert_config.rules_file)
         enabled = check_profiling(self.config, self.profiling_config, rules, more)
@@ -405,7 +413,8 @@ class CMRPerformanceMonitor:
         start, timing = self.clock.monotonic(), self._listening.timing
         wait = None if self._last_end is None else start - self._last_end
         moment = timing.begin()
-        yield self
+        with self._out_of_memory.noticed():
+            yield self
         self._last_end = self.clock.monotonic()
         seconds = self._last_end - start
         self.record_step(seconds, wait, timing.end(moment, seconds), None, None, None, 1)
@@ -748,6 +757,7 @@ class CMRPerformanceMonitor:
         """
         self._keeper.open(folder, rank, world_size)
         self.profiler.place(folder, rank)
+        self._out_of_memory.place(folder, rank)
 
     def close_history(self, outcome: str) -> None:
         """Write what is pending and end the session; a later window begins another one.

@@ -1,4 +1,4 @@
-"""Finds what would wait for a device, without one: fake tensors on CUDA, and a watch on each operator.
+"""Finds what would wait for a device, without one: fake CUDA tensors, and a look at each operator.
 
 What it knows: reading a number (``item``, ``bool``, ``nonzero``, …), copies between host and device
 that are not ``non_blocking``, and indices that lie on the host (they are copied first).
@@ -78,8 +78,8 @@ _ENDS_BEFORE = {
 class _WithoutCuda(TorchFunctionMode):
     """Does what a build without CUDA cannot, for tensors of a device that it does not have.
 
-    There indexing in brackets and some methods end before any operator is called. A list as an index
-    is a tensor of the host; it is copied to the device, which waits.
+    There indexing in brackets and some methods end before any operator is called. A list as an
+    index is a tensor of the host; it is copied to the device, which waits.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -297,6 +297,7 @@ class CMRMonitorCallback(*callback_bases()):  # type: ignore[misc]
     ) -> None:
         """Lightning may not call `teardown` after this: flush and let go."""
         self._outcome = f"{type(exception).__name__}: {message_of(exception)}"[:500]
+        self.monitor.note_error(exception)
         self._leave()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -14,7 +14,13 @@ from cmr_monitor_callbacks.config import ProbesConfig
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.probes.attachment import Attachment
 from cmr_monitor_callbacks.probes.automatic import AutomaticAttachment
-from cmr_monitor_callbacks.probes.forwards import layer_forwards, whole_forwards, within_compiled
+from cmr_monitor_callbacks.probes.forwards import (
+    holders,
+    layer_forwards,
+    whole_forwards,
+    within_compiled,
+)
+from cmr_monitor_callbacks.probes.largest import HeldTensors, memory_tensors
 from cmr_monitor_callbacks.probes.link import Link
 from cmr_monitor_callbacks.probes.report import Report
 from cmr_monitor_callbacks.probes.sections import Open, Sections
@@ -168,6 +174,12 @@ class Listening:
     def place_cells(self, device: torch.device) -> None:
         """Make room for numbers that live on a device, before the first compiled call."""
         self._probes.place_cells(device)
+
+    def held_tensors(self) -> list[HeldTensors]:
+        """The tensors of what is watched, and of what holds a probe; the largest first."""
+        model = self._model()
+        found = [] if model is None else holders(model, [link.path for link in self._probes.links])
+        return memory_tensors(self.automatic.watches(), found)
 
     def enter_sections(self, open_section: Open, *, layers: bool) -> None:
         """Have what the model's memory does be sections of the profile that begins.
