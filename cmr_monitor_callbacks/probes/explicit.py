@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from cmr_monitor_callbacks.events import Number
+from cmr_monitor_callbacks.probes.timers import (
+    IDLE,
+    DeviceTimer,
+    IdleTimer,
+    ProbeTimer,
+    Sections,
+    SectionTimer,
+    Timer,
+)
 from cmr_monitor_callbacks.recording.cells import CellRow, countable
-from cmr_monitor_callbacks.recording.device_clock import DeviceClock, DeviceSeconds, Moment
+from cmr_monitor_callbacks.recording.device_clock import DeviceClock, DeviceSeconds
 from cmr_monitor_callbacks.recording.recorder import ON_DEVICE
 
 _compiling = (
@@ -57,111 +64,6 @@ class ProbeLink(Protocol):
     def error(self, exc: BaseException) -> None:
         """Take note of an error."""
         ...
-
-
-class ProbeTimer:
-    """Measures host time between enter and exit, in seconds; reusable, not re-entrant.
-
-    For work on a GPU that is the time to launch it, not to do it; see `DeviceTimer`.
-    """
-
-    __slots__ = ("_start", "seconds")
-
-    def __init__(self) -> None:
-        self.seconds: float | None = None
-        self._start = 0.0
-
-    def __enter__(self) -> ProbeTimer:
-        """Start."""
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Stop; ``seconds`` holds the duration."""
-        self.seconds = time.perf_counter() - self._start
-
-    def another(self) -> ProbeTimer:
-        """A timer alike."""
-        return ProbeTimer()
-
-
-class DeviceTimer:
-    """Measures the time of a device between enter and exit, without waiting; as `ProbeTimer`.
-
-    Args:
-        clock: of the device.
-    """
-
-    __slots__ = ("_clock", "_start", "seconds")
-
-    def __init__(self, clock: DeviceClock) -> None:
-        self.seconds: DeviceSeconds | None = None
-        self._clock = clock
-        self._start: Moment | None = None
-
-    def __enter__(self) -> DeviceTimer:
-        """Start."""
-        self._start = self._clock.now()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Stop; ``seconds`` stands for the duration, which becomes known later."""
-        start, self._start = self._start, None
-        end = None if start is None else self._clock.now()
-        self.seconds = None if end is None else end - start
-
-    def another(self) -> DeviceTimer:
-        """A timer alike."""
-        return DeviceTimer(self._clock)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ProbeTimer, ()  # a copy is attached to nothing
-
-
-class _IdleTimer:
-    """Measures nothing: no monitor listens, or the code is being compiled."""
-
-    __slots__ = ()
-    seconds: float | None = None
-
-    def __enter__(self) -> _IdleTimer:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-    def another(self) -> _IdleTimer:
-        return self
-
-
-_IDLE: Final = _IdleTimer()
-Timer = ProbeTimer | DeviceTimer | _IdleTimer
-Sections = Callable[[str], AbstractContextManager[Any]]
-"""Opens a section of a profile: its component; the layer is the probe's."""
-
-
-class _SectionTimer:
-    """A `ProbeTimer` whose time is a section of the profile that is on."""
-
-    __slots__ = ("_component", "_open", "_section", "_timer", "seconds")
-
-    def __init__(self, sections: Sections, component: str, timer: Timer) -> None:
-        self.seconds: float | None = None
-        self._open, self._component, self._timer = sections, component, timer
-        self._section: AbstractContextManager[Any] | None = None
-
-    def __enter__(self) -> _SectionTimer:
-        self._section = self._open(self._component)
-        self._section.__enter__()
-        self._timer.__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._timer.__exit__(*exc)
-        self.seconds = self._timer.seconds
-        section, self._section = self._section, None
-        if section is not None:
-            section.__exit__(*exc)
 
 
 class CMRProbe:
@@ -214,7 +116,7 @@ class CMRProbe:
         self._retrieval: Extend | None = None
         self._buffer: Extend | None = None
         self._cells: dict[str, CellRow] | None = None
-        self._timer: Timer = _IDLE
+        self._timer: Timer = IDLE
         self._sections: Sections | None = None
 
     def __repr__(self) -> str:
@@ -375,7 +277,7 @@ class CMRProbe:
         if self._link is not None and _graph_task() == -1:
             self._link.error(exc)
 
-    def timer(self, component: str = "timer") -> Timer | _SectionTimer:
+    def timer(self, component: str = "timer") -> Timer | SectionTimer:
         """A context manager whose ``seconds`` is the time spent inside.
 
         None if nobody listens, and in the steps that ``monitoring.sample_every`` leaves out. Of a
@@ -387,11 +289,11 @@ class CMRProbe:
                 profile the time is shown under that name and the probe's layer.
         """
         if _compiling():
-            return _IdleTimer()  # made here: Dynamo enters only context managers it saw being made
+            return IdleTimer()  # made here: Dynamo enters only context managers it saw being made
         if self._sections is None:
             return self._timer
         # one of its own, for sections may be within each other
-        return _SectionTimer(self._sections, component, self._timer.another())
+        return SectionTimer(self._sections, component, self._timer.another())
 
     # -- what a monitor calls ---------------------------------------------------------------
 
@@ -418,7 +320,7 @@ class CMRProbe:
             clock: of the device; None: by the host's.
         """
         if not on:
-            self._timer = _IDLE
+            self._timer = IDLE
         else:
             self._timer = ProbeTimer() if clock is None else DeviceTimer(clock)
 
@@ -433,7 +335,7 @@ class CMRProbe:
         if self._link is link:
             self._link = self._cells = None
             self._capture = self._reconstruction = self._retrieval = self._buffer = None
-            self._timer = _IDLE
+            self._timer = IDLE
             self._sections = None
 
     def show_sections(self, sections: Sections | None) -> None:

@@ -234,7 +234,7 @@ def test_a_device_that_is_not_there_is_said(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_seconds_that_the_model_gives_stay_as_given() -> None:
-    monitor, model, device = monitor_of(Probed)
+    monitor, model, _ = monitor_of(Probed)
     with monitor.track_performance():
         model.probe.capture(attempted=1, captured=1, stored=1, seconds=0.5)
     assert monitor.snapshot.value("avg_capture_time") == 0.5

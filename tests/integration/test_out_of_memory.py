@@ -87,9 +87,7 @@ def test_the_largest_tensors_are_named_and_what_is_known_is_written(
 ) -> None:
     model = Model()
     monitor = with_files(tmp_path, model)
-    model.reconstructor.fails = torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2 GiB"
-    )
+    model.reconstructor.fails = torch.OutOfMemoryError("Tried to allocate 2 GiB")
     with (
         caplog.at_level(logging.ERROR),
         pytest.raises(torch.OutOfMemoryError),
@@ -108,10 +106,10 @@ def test_the_largest_tensors_are_named_and_what_is_known_is_written(
     assert (tmp_path / "out_of_memory_rank_0.pickle").exists()
     monitor.close_history("failed")
     with RunHistory(tmp_path) as history:
-        found = {record.type: record for record in history.errors()}
-    assert found["OutOfMemory"].component == "resources"
-    assert NAMES in found["OutOfMemory"].message
-    assert found["OutOfMemoryError"].component == "reconstruction"
+        found = {record["type"]: record for record in history.errors()}
+    assert found["OutOfMemory"]["component"] == "resources"
+    assert NAMES in found["OutOfMemory"]["message"]
+    assert found["OutOfMemoryError"]["component"] == "reconstruction"
     monitor.detach()
 
 
@@ -169,8 +167,7 @@ def test_what_fails_in_the_telling_does_not_hide_the_error(tmp_path: Path) -> No
     with pytest.raises(torch.OutOfMemoryError), monitor.track_performance():
         raise torch.OutOfMemoryError("mine")
     assert "unspecified launch failure" in (tmp_path / "out_of_memory_rank_0.txt").read_text()
-    monitor.open_history(tmp_path / "file" / "below")
-    (tmp_path / "file").unlink() if (tmp_path / "file").is_file() else None
+    monitor.open_history(tmp_path / "another")
     monitor._out_of_memory._held = broken  # type: ignore[assignment]
     before = monitor.failures
     with pytest.raises(torch.OutOfMemoryError), monitor.track_performance():
@@ -220,7 +217,7 @@ def test_in_a_trainers_backward(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert name in (tmp_path / "out_of_memory_rank_0.txt").read_text()
     assert not (tmp_path / "out_of_memory_rank_0.pickle").exists()  # CUDA is not in use
     with RunHistory(tmp_path) as history:
-        assert any(name in record.message for record in history.errors())
+        assert any(name in record["message"] for record in history.errors())
 
 
 @pytest.mark.parametrize(
