@@ -99,6 +99,8 @@ def test_the_largest_tensors_are_named_and_what_is_known_is_written(
         "See out_of_memory_rank_0.txt and out_of_memory_rank_0.pickle."
     )
     assert f"step 0: {sentence}" in caplog.messages
+    page = Path(__file__).parents[2] / "docs" / "gpu.md"
+    assert sentence in " ".join(page.read_text().replace("\n> ", " ").split())
     assert any(sentence in line for line in monitor.error_log)
     text = (tmp_path / "out_of_memory_rank_0.txt").read_text()
     for part in (NAMES, "Tried to allocate 2 GiB", "float16, 0.1 MiB) on cpu", "memory summary"):
