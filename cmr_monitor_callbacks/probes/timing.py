@@ -60,6 +60,10 @@ class Timing:
         self.timed: list[Any] = [now]
         self.clock: DeviceClock | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the host's clock until it chooses."""
+        return {**vars(self), "_device": None, "clock": None}
+
     def choose(self, model: nn.Module) -> bool:
         """Take the clock of the device that holds a model; says whether it is another one now."""
         device = None if self._mode == "host" else self._find(model)

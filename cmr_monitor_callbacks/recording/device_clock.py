@@ -118,7 +118,7 @@ class DeviceSeconds(float):
         self._start = self._end = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return float, ("nan",)
+        return DeviceSeconds, (None, None)  # a copy is lost
 
 
 class DeviceClock:
@@ -167,7 +167,7 @@ class DeviceClock:
         self.dropped = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a clock of a device belongs to its process")
+        return _closed, (self.dropped,)  # events belong to their process
 
     def now(self) -> Moment | None:
         """This moment on the device; None: no sample can be taken. Never waits, never raises."""
@@ -232,6 +232,14 @@ class DeviceClock:
             seconds.drop()
             self.dropped += 1
         self._under_way.clear()
+
+
+def _closed(dropped: int) -> DeviceClock:
+    """What a copy of a clock is."""
+    clock = DeviceClock(torch.cuda.Event, id, bool, size=0)
+    clock.close()
+    clock.dropped = dropped
+    return clock
 
 
 def cuda_clock(device: torch.device) -> DeviceClock:

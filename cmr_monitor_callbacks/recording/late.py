@@ -55,6 +55,9 @@ class LateTimes:
         self._waiting: list[_Waiting] = []
         self._dropped = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LateTimes, (self.clock,)  # in a copy nothing is under way
+
     @property
     def dropped(self) -> int:
         """Samples that were lost: none of them was waited for."""

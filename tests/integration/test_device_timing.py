@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,28 @@ def test_a_call_that_raises_leaves_no_event_behind() -> None:
     assert monitor.snapshot.value("dropped_events") == 0
     assert monitor.snapshot.value("avg_reconstruction_time") == pytest.approx(0.001)
     monitor.detach()
+
+
+def test_a_copy_of_a_monitor_times_by_the_host() -> None:
+    monitor, model, device = monitor_of(Watched, log_every_n_steps=2)
+    with monitor.track_performance():
+        model(torch.ones(2, 3, 4))
+        device.run()
+    monitor.detach()
+    other = copy.deepcopy(monitor)
+    other._listening.timing._find = _nowhere
+    plain = Watched(FakeDevice())
+    other.attach(plain)
+    with other.track_performance():
+        plain(torch.ones(2, 3, 4))
+    assert other.snapshot.value("avg_retrieval_time") > 0
+    assert other.snapshot.source("avg_retrieval_time") == "wrapped:memory_buffer.retrieve"
+    assert other.snapshot.value("invalid_samples") == 0
+    other.detach()
+
+
+def _nowhere(model: nn.Module) -> None:
+    return None
 
 
 def test_live_statistics_of_another_thread_ask_no_event() -> None:

@@ -164,11 +164,16 @@ def test_what_is_closed_takes_what_is_over_and_drops_the_rest() -> None:
 
 @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_measures_nothing(how: Any) -> None:
-    clock = FakeDevice().clock()
+    clock = FakeDevice().clock(size=4)
     moment = clock.now()
     assert moment is not None
     for original in (moment, moment - moment):
-        assert type(how(original)) is float and math.isnan(how(original))
+        assert math.isnan(how(original))
+        assert not getattr(how(original), "pending", False)
+    if how is not copy.copy:
+        copied = how(clock)
+        assert copied.now() is None and copied.dropped == 0
+        assert clock.now() is not None
 
 
 def test_the_device_of_a_model_is_the_one_that_holds_all_of_it() -> None:
