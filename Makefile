@@ -68,6 +68,10 @@ tensorboard: $(STAMP) ## Serve the newest run under runs/ on 127.0.0.1
 test: $(MODELS) ## Run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -q $(ARGS)
 
+.PHONY: test-gpu
+test-gpu: $(STAMP) ## Run the tests that need a CUDA device (skipped where there is none)
+	@$(PY) -m pytest -q -rs tests/gpu $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## Lint, formatting, types and import contracts
 	@status=0; \

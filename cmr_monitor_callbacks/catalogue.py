@@ -1026,7 +1026,7 @@ OWN_METRICS: Final[tuple[MetricInfo, ...]] = (
         "dropped_events",
         "events",
         "what was recorded and is lost: windows and the like that the history could not keep, "
-        "notices of which too many waited for a channel",
+        "notices of which too many waited for a channel, times of a GPU that came too thick",
         Polarity.LOWER,
         cumulative=True,
         logged=False,

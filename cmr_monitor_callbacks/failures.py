@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -74,6 +74,8 @@ class Failures:
     def __init__(self, keep: int, *, raises: bool) -> None:
         self.count = 0
         self.log: deque[str] = deque(maxlen=keep)
+        self.on_error: Callable[[BaseException], None] | None = None
+        """Told each error of the model."""
         self._raises = raises
         self._said: set[str] = set()
         self._records: dict[tuple[Any, ...], ErrorRecord] = {}
@@ -116,6 +118,13 @@ class Failures:
         message = message_of(exc)
         self.log.append(f"step {step}: layer {layer}: {type(exc).__name__}: {message}"[:_LONGEST])
         self._record("model", component, layer, exc, step, message)
+        if self.on_error is not None:
+            self.on_error(exc)
+
+    def log_note(self, step: int, component: str, kind: str, text: str) -> None:
+        """Keep what was found out about an error of the model, as an error of its own kind."""
+        self.log.append(f"step {step}: {text}"[:_LONGEST])
+        self._add(("note", component, kind), "model", component, None, kind, text, step)
 
     def log_sample(
         self, step: int, layer: Hashable | None, component: str, field: str, reason: str, value: str

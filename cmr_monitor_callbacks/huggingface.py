@@ -111,6 +111,7 @@ class CMRTrainerCallback(Answers, TrainerCallback):
         self._timer, self._in_batch, self._asked = StepTimer(), False, set()
         monitor.join_ranks()
         found = monitor.attach(model)
+        self._timer = monitor.step_timer()
         if state.global_step > 0:
             self._resume(args, state)
         with monitor.guard("on_train_begin"):

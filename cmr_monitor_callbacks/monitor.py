@@ -34,6 +34,7 @@ from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.history import HistoryError, RunHistory
 from cmr_monitor_callbacks.locks import locked
 from cmr_monitor_callbacks.overhead import overhead_of
+from cmr_monitor_callbacks.recording.phases import StepTimer
 from cmr_monitor_callbacks.reports import as_html, report_of, run_summary
 from cmr_monitor_callbacks.sinks import Sink
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
@@ -94,6 +95,8 @@ class CMRPerformanceMonitor:
         self.alerts, self.resources, self.profiler = parts.alerts, parts.resources, parts.profiler
         self.lock = parts.ledger.lock
         """Held while a window ends: steps, and questions, may come from several threads."""
+        self.note_error = parts.out_of_memory.note
+        """Told an error that ends a step; one that says that memory ran out is looked into."""
         self._ledger, self._listening, self._ranks = parts.ledger, parts.listening, parts.ranks
         self._steps = parts.ledger.recorder.steps
         self._times_steps = "timing" in parts.kinds
@@ -143,6 +146,10 @@ class CMRPerformanceMonitor:
         """What each number comes from, in lines; '' where nothing is watched."""
         return self._windows.finisher.describe()
 
+    def step_timer(self) -> StepTimer:
+        """A stopwatch for a step's phases, by the clock that the attached model is timed by."""
+        return self._listening.timing.step_timer() if self._times_steps else StepTimer()
+
     def place_cells(self, device: torch.device) -> None:
         """Make room for numbers that live on a device, before the first compiled call."""
         self._listening.place_cells(device)
@@ -171,7 +178,7 @@ class CMRPerformanceMonitor:
         self,
         step: float,
         wait: float | None,
-        forward: float,
+        forward: float | None,
         backward: float | None,
         optimizer: float | None,
         monitor: float | None,
@@ -266,12 +273,14 @@ class CMRPerformanceMonitor:
         self.refresh()
         if not self.resources.running:
             self.resources.start()
-        start = self.clock.monotonic()
+        start, timing = self.clock.monotonic(), self._listening.timing
         wait = None if self._last_end is None else start - self._last_end
-        yield self
+        moment = timing.begin()
+        with self._parts.out_of_memory.noticed():
+            yield self
         self._last_end = self.clock.monotonic()
         seconds = self._last_end - start
-        self.record_step(seconds, wait, seconds, None, None, None, 1)
+        self.record_step(seconds, wait, timing.end(moment, seconds), None, None, None, 1)
         self.step()
 
     # -- windows and stages -----------------------------------------------------------------
@@ -368,6 +377,7 @@ class CMRPerformanceMonitor:
         """
         self._parts.keeper.open(folder, rank, world_size)
         self.profiler.place(folder, rank)
+        self._parts.out_of_memory.place(folder, rank)
 
     def close_history(self, outcome: str) -> None:
         """Write what is pending and end the session; a later window begins another one.

@@ -39,6 +39,9 @@ metric that is not a quantile can be read for each layer. The whole model's entr
 the layers' sums; a `CMRProbe()` without a layer may give a total limit, which bounds that capacity, and
 totals, which stand where no layer gives its own.
 
+**Clocks.** Seconds are the host's; of a model on a GPU those of calls and of the forward, backward and optimizer are the
+device's, and come to the window in which they are known ([gpu](gpu.md#times)).
+
 **Stages.** Training fills these tags. Validation, test and prediction are logged once at their end, under
 `cmr_val_<component>/…` and so on; the sanity check is thrown away.
 

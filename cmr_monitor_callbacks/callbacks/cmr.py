@@ -182,9 +182,10 @@ class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
     @_guarded
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what `configure_model` made, and make room on the model's device."""
+        found = self.monitor.attach(pl_module)  # configure_model() may have made modules since
+        self._timer = self.monitor.step_timer()
         if self.monitor.alert_config.enable_alerts:
             self._watch.start(trainer, self._timer)
-        found = self.monitor.attach(pl_module)  # configure_model() may have made modules since
         self.monitor.place_cells(pl_module.device)
         self.monitor.agree_on_layers()
         self._outlets.open(trainer)
@@ -242,6 +243,7 @@ class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
     ) -> None:
         """Lightning may not call `teardown` after this: flush and let go."""
         self._outlets.outcome = f"{type(exception).__name__}: {message_of(exception)}"[:500]
+        self.monitor.note_error(exception)
         self._leave()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -361,7 +363,7 @@ class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
         self.monitor.agree_on_layers()
         self._outlets.open(trainer)
         self._timer.pause()
-        self._other_timer = StepTimer()
+        self._other_timer = self.monitor.step_timer()
         if not self._watch.watches and self.monitor.alert_config.enable_alerts:
             self._watch.start(trainer, self._other_timer)
         self._watch.follow(self._other_timer, stage)

@@ -45,7 +45,7 @@ class ResourceMonitorCallback(*callback_bases()):  # type: ignore[misc]
     >>> ResourceMonitorCallback({"intervall": 10})
     Traceback (most recent call last):
     cmr_monitor_callbacks.errors.ConfigError: resources.intervall is not a setting; did you mean \
-'interval'? (allowed: enabled, interval, rest_after, gpu, disks)
+'interval'? (allowed: enabled, interval, rest_after, gpu, disks, out_of_memory, memory_snapshot_mb)
     """
 
     def __init__(self, resources: Mapping[str, Any] | ResourcesConfig | None = None) -> None:

@@ -76,6 +76,10 @@ class MonitoringConfig(Settings):
     sample_every: int = Field(default=1, ge=1)
     """Calls are timed, and similarities and the output looked at, in every so many-th step; counts,
     entries and errors are of every step."""
+    timing: Literal["auto", "host", "device"] = "auto"
+    """By which clock calls and phases are timed: by CUDA events where the model is on one CUDA
+    device (``auto``, ``device``; elsewhere ``device`` warns), or by the host's (``host``), which
+    around work of a GPU reads the time of launching it."""
     adaptive: bool = False
     """Doubles ``sample_every`` while the monitor takes more than its budget, to 64 at most, and
     halves it again where it takes little."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from cmr_monitor_callbacks.config.loading import Settings
 from cmr_monitor_callbacks.config.spans import PositiveDuration
@@ -25,6 +25,12 @@ class ResourcesConfig(Settings):
     """Whether the process' GPU is sampled (NVML), and torch's memory on it."""
     disks: tuple[str, ...] = ()
     """Paths whose disks are watched beside that of the run's log folder."""
+
+    out_of_memory: bool = True
+    """Whether the first out-of-memory error of a run is told with the memory's largest tensors, and
+    what torch's allocator says is written to the run's log folder."""
+    memory_snapshot_mb: float = Field(default=64.0, ge=0, allow_inf_nan=False)
+    """Largest memory snapshot that is written then, in MiB; 0: none."""
 
     @field_validator("interval")
     @classmethod

@@ -12,6 +12,7 @@ from cmr_monitor_callbacks.probes.discovery import find_probes
 from cmr_monitor_callbacks.probes.explicit import CMRProbe
 from cmr_monitor_callbacks.probes.link import Link, OnError
 from cmr_monitor_callbacks.recording.cells import CellRow
+from cmr_monitor_callbacks.recording.device_clock import DeviceClock
 from cmr_monitor_callbacks.recording.ledger import Ledger
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class Attachment:
         self.links: list[Link] = []
         """Of the probes that are attached."""
         self._timed = True
+        self.clock: DeviceClock | None = None
+        """Of the device, where that times the probes' calls."""
 
     def __len__(self) -> int:
         return len(self.links)
@@ -63,14 +66,14 @@ class Attachment:
         slot = ledger.layout.column(probe.layer)
         link = Link(probe, path, slot, ledger.recorder, ledger.cells, self._kinds, self._on_error)
         probe.attach(link)
-        probe.time_calls(on=self._timed)
+        probe.time_calls(on=self._timed, clock=self.clock)
         return link
 
     def time_calls(self, *, on: bool) -> None:
         """Have the probes' timers measure from now on, or not."""
         self._timed = on
         for link in self.links:
-            link.probe.time_calls(on=on)
+            link.probe.time_calls(on=on, clock=self.clock)
 
     def place_cells(self, device: torch.device) -> None:
         """Make the device rows of all probes in one tensor, before the first compiled call."""

@@ -32,6 +32,8 @@ from cmr_monitor_callbacks.probes.wrapping import Wraps
 from cmr_monitor_callbacks.sampling import sampled_sources
 
 logger = logging.getLogger(__name__)
+Tell = Callable[[dict[str, str]], Mapping[str, str]]
+"""Adds to sources, by metric or component."""
 _COUNTED = (BufferWatch, IndexedWatch)
 _HOLDING = (*_COUNTED, FifoWatch)
 
@@ -64,7 +66,6 @@ class AutomaticAttachment:
         self._arguments: ArgumentWatch | None = None
         self._model: nn.Module | None = None
         self._samples = False
-        self._timed = True
         self._passages: list[PassageWatch] = []
         self._links: list[Link] = []
         """Of all that is watched."""
@@ -324,10 +325,6 @@ class AutomaticAttachment:
             if isinstance(watch, (ReconstructionWatch, PassageWatch)):
                 watch.sample(on)
 
-    def time_calls(self, *, on: bool) -> None:
-        """Time the calls that begin from now on, or leave that out; all are counted."""
-        self._timed = self._report.timed[0] = on
-
     def take_outputs(self, outputs: Mapping[Any, Any]) -> None:
         """Copy the numbers of the statistics that a training step returned."""
         for key in ("performance_stats", "memory_stats", "memory_info"):
@@ -370,14 +367,15 @@ class AutomaticAttachment:
             for name, texts in found.items()
         }
 
-    def describe(self, every: int = 1) -> str:
+    def describe(self, every: int = 1, told: Tell = dict) -> str:
         """What was found, what each number comes from, and what cannot be known; '' if nothing.
 
         Args:
             every: calls are timed in every so many-th step.
+            told: given the sources, has them say by which clock they are timed.
         """
         watches = self.watches()
-        found = sampled_sources(self.sources(), every)
+        found = sampled_sources(told(self.sources()), every)
         lines = [f"  {name}: {text}" for name, text in sorted(found.items())]
         unknown = [f"  not known: {w.path}: {text}" for w in watches for text in w.unknown]
         if lines and self._model is not None and _is_compiled(self._model):
@@ -393,7 +391,6 @@ class AutomaticAttachment:
         for handle in self.ways.handles:
             handle.remove()
         self._report = self._new_report()
-        self._report.timed[0] = self._timed
         self.ways = self._new_ways()
         self._watched.clear()
         self._extra.clear()

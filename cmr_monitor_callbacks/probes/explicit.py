@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from cmr_monitor_callbacks.events import Number
+from cmr_monitor_callbacks.probes.timers import (
+    IDLE,
+    DeviceTimer,
+    IdleTimer,
+    ProbeTimer,
+    Sections,
+    SectionTimer,
+    Timer,
+)
 from cmr_monitor_callbacks.recording.cells import CellRow, countable
+from cmr_monitor_callbacks.recording.device_clock import DeviceClock, DeviceSeconds
 from cmr_monitor_callbacks.recording.recorder import ON_DEVICE
 
 _compiling = (
@@ -45,6 +53,10 @@ class ProbeLink(Protocol):
         """Check an event value by value and add it."""
         ...
 
+    def late(self, kind: str, seconds: DeviceSeconds, times: float) -> None:
+        """The duration of so many operations of a kind, which is not known yet."""
+        ...
+
     def cells(self, kind: str, device: torch.device) -> CellRow:
         """The row of a kind on a device."""
         ...
@@ -52,70 +64,6 @@ class ProbeLink(Protocol):
     def error(self, exc: BaseException) -> None:
         """Take note of an error."""
         ...
-
-
-class ProbeTimer:
-    """Measures host time between enter and exit, in seconds; reusable, not re-entrant.
-
-    On a GPU that is the time to launch the work, not to do it.
-    """
-
-    __slots__ = ("_start", "seconds")
-
-    def __init__(self) -> None:
-        self.seconds: float | None = None
-        self._start = 0.0
-
-    def __enter__(self) -> ProbeTimer:
-        """Start."""
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Stop; ``seconds`` holds the duration."""
-        self.seconds = time.perf_counter() - self._start
-
-
-class _IdleTimer:
-    """Measures nothing: no monitor listens, or the code is being compiled."""
-
-    __slots__ = ()
-    seconds: float | None = None
-
-    def __enter__(self) -> _IdleTimer:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-
-_IDLE: Final = _IdleTimer()
-Sections = Callable[[str], AbstractContextManager[Any]]
-"""Opens a section of a profile: its component; the layer is the probe's."""
-
-
-class _SectionTimer:
-    """A `ProbeTimer` whose time is a section of the profile that is on."""
-
-    __slots__ = ("_component", "_open", "_section", "_timer", "seconds")
-
-    def __init__(self, sections: Sections, component: str, timer: ProbeTimer | _IdleTimer) -> None:
-        self.seconds: float | None = None
-        self._open, self._component, self._timer = sections, component, timer
-        self._section: AbstractContextManager[Any] | None = None
-
-    def __enter__(self) -> _SectionTimer:
-        self._section = self._open(self._component)
-        self._section.__enter__()
-        self._timer.__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._timer.__exit__(*exc)
-        self.seconds = self._timer.seconds
-        section, self._section = self._section, None
-        if section is not None:
-            section.__exit__(*exc)
 
 
 class CMRProbe:
@@ -168,7 +116,7 @@ class CMRProbe:
         self._retrieval: Extend | None = None
         self._buffer: Extend | None = None
         self._cells: dict[str, CellRow] | None = None
-        self._timer: ProbeTimer | _IdleTimer = _IDLE
+        self._timer: Timer = IDLE
         self._sections: Sections | None = None
 
     def __repr__(self) -> str:
@@ -212,6 +160,9 @@ class CMRProbe:
             and (considered is None or type(considered) is int)
         ):
             extend((self._slot, attempted, captured, stored, seconds, considered))
+        elif type(seconds) is DeviceSeconds:
+            self._add_late("capture", seconds, 1)
+            self.capture(attempted, captured, stored, considered=considered)
         else:
             self._add_any("capture", (attempted, captured, stored, seconds, considered))
 
@@ -237,6 +188,9 @@ class CMRProbe:
             and (seconds is None or type(seconds) is float)
         ):
             extend((self._slot, memories_used, quality, seconds))
+        elif type(seconds) is DeviceSeconds:
+            self._add_late("reconstruction", seconds, 1)
+            self.reconstruction(memories_used, quality)
         else:
             self._add_any("reconstruction", (memories_used, quality, seconds))
 
@@ -272,6 +226,9 @@ class CMRProbe:
             and (quality is None or type(quality) is float)
         ):
             extend((self._slot, requested, returned, hits, seconds, quality))
+        elif type(seconds) is DeviceSeconds:
+            self._add_late("retrieval", seconds, requested)
+            self.retrieval(requested, returned, hits, quality=quality)
         else:
             self._add_any("retrieval", (requested, returned, hits, seconds, quality))
 
@@ -320,21 +277,23 @@ class CMRProbe:
         if self._link is not None and _graph_task() == -1:
             self._link.error(exc)
 
-    def timer(self, component: str = "timer") -> ProbeTimer | _IdleTimer | _SectionTimer:
+    def timer(self, component: str = "timer") -> Timer | SectionTimer:
         """A context manager whose ``seconds`` is the time spent inside.
 
-        None if nobody listens, and in the steps that ``monitoring.sample_every`` leaves out.
+        None if nobody listens, and in the steps that ``monitoring.sample_every`` leaves out. Of a
+        model on a GPU it is the device's time, which is known later: ``seconds`` is then a float
+        that is NaN, and that the probe's methods know. Pass it on as it is.
 
         Args:
             component: what is timed, such as ``capture``, ``retrieval`` or ``reconstruction``: in a
                 profile the time is shown under that name and the probe's layer.
         """
         if _compiling():
-            return _IdleTimer()  # made here: Dynamo enters only context managers it saw being made
+            return IdleTimer()  # made here: Dynamo enters only context managers it saw being made
         if self._sections is None:
             return self._timer
         # one of its own, for sections may be within each other
-        return _SectionTimer(self._sections, component, type(self._timer)())
+        return SectionTimer(self._sections, component, self._timer.another())
 
     # -- what a monitor calls ---------------------------------------------------------------
 
@@ -353,9 +312,17 @@ class CMRProbe:
         self._buffer = link.extend("buffer")
         self.time_calls(on=True)
 
-    def time_calls(self, *, on: bool) -> None:
-        """Have `timer` measure from now on, or not."""
-        self._timer = ProbeTimer() if on else _IDLE
+    def time_calls(self, *, on: bool, clock: DeviceClock | None = None) -> None:
+        """Have `timer` measure from now on, or not.
+
+        Args:
+            on: whether it measures.
+            clock: of the device; None: by the host's.
+        """
+        if not on:
+            self._timer = IDLE
+        else:
+            self._timer = ProbeTimer() if clock is None else DeviceTimer(clock)
 
     def place(self, kind: str, row: CellRow) -> None:
         """Use a device row that is there before the first (compiled) call."""
@@ -368,7 +335,7 @@ class CMRProbe:
         if self._link is link:
             self._link = self._cells = None
             self._capture = self._reconstruction = self._retrieval = self._buffer = None
-            self._timer = _IDLE
+            self._timer = IDLE
             self._sections = None
 
     def show_sections(self, sections: Sections | None) -> None:
@@ -379,6 +346,12 @@ class CMRProbe:
         cells = self._cells
         if cells is not None and kind in cells:
             cells[kind].add_compiled(fields)
+
+    def _add_late(self, kind: str, seconds: DeviceSeconds, times: Number) -> None:
+        """The duration comes later; of how many operations only the host can say."""
+        if self._link is not None:
+            known = float(times) if isinstance(times, (int, float)) else 0.0
+            self._link.late(kind, seconds, known)
 
     def _add_any(self, kind: str, fields: tuple[Any, ...]) -> None:
         """Tensors to the device's row, the rest to be checked and kept on the host."""

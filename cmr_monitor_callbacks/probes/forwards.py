@@ -64,6 +64,12 @@ def _holder(path: str, modules: Mapping[str, nn.Module]) -> str:
     return ""
 
 
+def holders(model: nn.Module, paths: Iterable[str]) -> list[tuple[str, nn.Module]]:
+    """The modules in which probes are held, by path; the model itself has the path ''."""
+    modules = dict(model.named_modules())
+    return [(path, modules[path]) for path in sorted({_holder(p, modules) for p in paths})]
+
+
 def whole_forwards(model: nn.Module, inner: Iterable[nn.Module]) -> list[nn.Module]:
     """The modules whose forward is that of the model: itself, or what a LightningModule wraps.
 

@@ -9,6 +9,7 @@ import torch
 
 from cmr_monitor_callbacks.probes.explicit import CMRProbe, Extend
 from cmr_monitor_callbacks.recording.cells import KINDS, CellRow, DeviceCells
+from cmr_monitor_callbacks.recording.device_clock import DeviceSeconds
 from cmr_monitor_callbacks.recording.recorder import Recorder
 
 OnError = Callable[["Link", BaseException], None]
@@ -63,6 +64,12 @@ class Link:
         """See `ProbeLink.add_any`."""
         self._recorder.spoken.add(kind)
         self._recorder.add_any(kind, self.slot, fields)
+
+    def late(self, kind: str, seconds: DeviceSeconds, times: float) -> None:
+        """See `ProbeLink.late`."""
+        late = self._recorder.late
+        if late is not None and kind in self._kinds:
+            late.add_probed(kind, self.slot, seconds, times)
 
     def cells(self, kind: str, device: torch.device) -> CellRow:
         """See `ProbeLink.cells`; a row that is not there is made."""

@@ -14,10 +14,17 @@ from cmr_monitor_callbacks.config import ProbesConfig
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.probes.attachment import Attachment
 from cmr_monitor_callbacks.probes.automatic import AutomaticAttachment
-from cmr_monitor_callbacks.probes.forwards import layer_forwards, whole_forwards, within_compiled
+from cmr_monitor_callbacks.probes.forwards import (
+    holders,
+    layer_forwards,
+    whole_forwards,
+    within_compiled,
+)
+from cmr_monitor_callbacks.probes.largest import HeldTensors, memory_tensors
 from cmr_monitor_callbacks.probes.link import Link
 from cmr_monitor_callbacks.probes.report import Report
 from cmr_monitor_callbacks.probes.sections import Open, Sections
+from cmr_monitor_callbacks.probes.timing import Timing
 from cmr_monitor_callbacks.probes.watches.seam import Told
 from cmr_monitor_callbacks.recording.ledger import Ledger
 from cmr_monitor_callbacks.sampling import sampled_sources
@@ -42,7 +49,7 @@ class Listening:
         kinds: components that are collected.
         watches_layer: says whether a layer is watched.
         config: what is allowed.
-        now: a clock, in seconds.
+        timing: by which clock calls are timed.
         failures: told of the model's errors, and where a watch itself fails.
         step: gives the step that is under way.
         told: what is done with ``record_capture`` and ``record_reconstruction``.
@@ -54,7 +61,7 @@ class Listening:
         kinds: frozenset[str],
         watches_layer: Callable[[Hashable | None], bool],
         config: ProbesConfig,
-        now: Callable[[], float],
+        timing: Timing,
         failures: Failures,
         step: Callable[[], int],
         told: tuple[Told, Told],
@@ -66,8 +73,9 @@ class Listening:
         self._step = step
         self._probes = Attachment(ledger, kinds, watches_layer, self._note_error)
         new_report = partial(
-            Report, ledger, kinds, watches_layer, now, self._count_error, failures.note
+            Report, ledger, kinds, watches_layer, timing.timed, self._count_error, failures.note
         )
+        self.timing = timing
         self.automatic = AutomaticAttachment(new_report, config, *told)
         self._watching = False
         self._model: Callable[[], nn.Module | None] = _no_model
@@ -91,6 +99,8 @@ class Listening:
             LayerError: two layers would be shown under one name.
         """
         self._model = weakref.ref(model)
+        if self.timing.choose(model):
+            self._time_calls(on=self._timed)
         if self._config.explicit:
             self._probes.attach(model)
         automatic = self._config.automatic
@@ -112,6 +122,8 @@ class Listening:
         self._probes.detach()
         self.automatic.detach()
         self._watching = False
+        self.timing.close()
+        self._probes.clock = None
 
     def refresh(self) -> None:
         """Before a step: notice objects that were replaced since the last."""
@@ -129,8 +141,12 @@ class Listening:
         """
         if on is not self._timed:
             self._timed = on
-            self._probes.time_calls(on=on)
-            self.automatic.time_calls(on=on)
+            self._time_calls(on=on)
+
+    def _time_calls(self, *, on: bool) -> None:
+        self.timing.switch(on=on)
+        self._probes.clock = self.timing.clock
+        self._probes.time_calls(on=on)
 
     def look_closely(self, *, on: bool) -> None:
         """Take similarities and look at the output, or leave that out."""
@@ -152,12 +168,18 @@ class Listening:
         if self._watching and (begun or self._ledger.dirty or self._ledger.recorder.pending):
             with self._failures.guard("reading the model"):
                 self.automatic.poll()
-            if self.automatic.changed:
-                self._find_sources()
+        if (self._watching and self.automatic.changed) or self.timing.changed:
+            self._find_sources()
 
     def place_cells(self, device: torch.device) -> None:
         """Make room for numbers that live on a device, before the first compiled call."""
         self._probes.place_cells(device)
+
+    def held_tensors(self) -> list[HeldTensors]:
+        """The tensors of what is watched, and of what holds a probe; the largest first."""
+        model = self._model()
+        found = [] if model is None else holders(model, [link.path for link in self._probes.links])
+        return memory_tensors(self.automatic.watches(), found)
 
     def enter_sections(self, open_section: Open, *, layers: bool) -> None:
         """Have what the model's memory does be sections of the profile that begins.
@@ -197,7 +219,8 @@ class Listening:
         explicit = self._probes.source()
         probed: Mapping[str, str] = dict.fromkeys(_PROBED, explicit) if explicit else {}
         own = {"timing": "timer:steps", "model": "batch:shapes", "monitor": "self"}
-        self._sources = {1: {**self.automatic.sources(), **probed, **own}}
+        self.timing.look()
+        self._sources = {1: self.timing.told({**self.automatic.sources(), **probed, **own})}
 
     def sources(self, every: int) -> Mapping[str, str]:
         """By metric or component, where its numbers come from; the same object until it changes.

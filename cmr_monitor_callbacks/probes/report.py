@@ -37,7 +37,8 @@ class UnderWay:
 
     Attributes:
         retrieving: a retrieval.
-        reconstructing: a reconstruction; ``began`` is when it did, None where it is not timed.
+        reconstructing: a reconstruction; ``began`` is when it did, by ``clock``; None where it is
+            not timed.
         capturing: a capture method; ``layer`` is its layer.
         storing: the watch of the buffer whose store is under way, or `LOADING`.
         clearing: an explicit clear.
@@ -50,6 +51,7 @@ class UnderWay:
         "began",
         "capturing",
         "clearing",
+        "clock",
         "inserted",
         "layer",
         "passing",
@@ -61,7 +63,8 @@ class UnderWay:
 
     def __init__(self) -> None:
         self.retrieving = self.capturing = self.clearing = self.reconstructing = False
-        self.began: float | None = None
+        self.began: Any = None
+        self.clock: Any = None
         self.layer: Any = None
         self.storing: Any = None
         self.passing: Any = None
@@ -92,7 +95,7 @@ class Report:
         ledger: where numbers go.
         kinds: components that are collected.
         watches: says whether a layer is watched.
-        now: a clock, in seconds.
+        timed: the clock of the calls that begin now, see ``timed``.
         on_error: told of each error of the model.
         on_failure: told where a watch itself failed.
     """
@@ -102,7 +105,7 @@ class Report:
         ledger: Ledger,
         kinds: frozenset[str],
         watches: Callable[[Hashable | None], bool],
-        now: Callable[[], float],
+        timed: list[Any],
         on_error: OnError,
         on_failure: OnFailure,
     ) -> None:
@@ -111,9 +114,9 @@ class Report:
         self._on_error = on_error
         self.failed = on_failure
         self.kinds = kinds
-        self.now = now
-        self.timed = [True]
-        """Whether calls that begin now are timed (a list, for the functions that ask hold it)."""
+        self.timed = timed
+        """What reads the time of calls that begin now, in seconds or as a device's `Moment`; None:
+        they are not timed (a list of one, for the functions that ask hold it)."""
         self.scope = Scope()
         self.tally = ledger.recorder.tally
         self.extend = self.tally.extend

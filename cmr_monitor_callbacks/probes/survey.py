@@ -102,6 +102,11 @@ def attributes(value: Any) -> dict[str, Any]:
     return out
 
 
+def is_foreign(kind: type) -> bool:
+    """Whether it is a type of Python or of a library, whose objects are not looked into."""
+    return bool(_FOREIGN.match(str(kind.__module__))) and kind is not types.SimpleNamespace
+
+
 def plain_path(path: str) -> str:
     """A path without what FSDP, torch.compile and checkpoint wrappers put into it.
 
@@ -158,7 +163,7 @@ def _visit(
             yield Part(value, plain_path(path), links, offers(value))
         if depth < _DEEPEST:
             yield from _visit_items(value, path, links, depth + 1, seen)
-    elif not _FOREIGN.match(str(kind.__module__)) or kind is types.SimpleNamespace:
+    elif not is_foreign(kind):
         yield Part(value, plain_path(path), links, offers(value))
         if depth < _DEEPEST:
             own = _own(value)

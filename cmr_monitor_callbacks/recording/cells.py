@@ -48,6 +48,43 @@ class Flag:
         self.up = False
 
 
+class _Constants:
+    """What belongs to a kind of event, on a device; made there, for copying it would wait."""
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        self._device = device
+        self._picks: dict[tuple[int, ...], Tensor] = {}
+        names = RECORDS[kind]
+        largest = torch.finfo(torch.float64).max
+        limits = [1.0 if name in UNIT_INTERVAL else largest for name in names]
+        adding = [store is not Store.GAUGE for store in STORES[kind]]
+        # the statistic that comes from no field (calls) looks one place past the fields
+        sources = [len(names) if field is None else field for field in FIELD_OF_ROW[kind]]
+        needed = [NEEDED_BY_ROW.get(kind, {}).get(row, field) for row, field in enumerate(sources)]
+        flags = [row in FLAG_ROWS.get(kind, ()) for row in range(len(sources))]
+        self.sources = self._made(sources, torch.long)
+        self.needed = self._made(needed, torch.long)
+        self.flags = self._made(flags, torch.bool)
+        self.one = self._made([1.0], torch.float64)
+        self.highest = self._made(limits, torch.float64)
+        self.adding = self._made(adding, torch.bool)
+
+    def _made(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        if self._device.type == "cpu":
+            return torch.tensor(values, dtype=dtype)
+        return torch.stack(
+            [torch.full((), value, dtype=dtype, device=self._device) for value in values]
+        )
+
+    def pick(self, places: Sequence[int]) -> Tensor:
+        """An index that lies on the device: a list would be copied there, and waited for."""
+        key = tuple(places)
+        if key not in self._picks:
+            with torch.inference_mode(False):
+                self._picks[key] = self._made(key, torch.long)
+        return self._picks[key]
+
+
 class CellRow:
     """The device statistics of one kind of event at one layer.
 
@@ -58,6 +95,7 @@ class CellRow:
 
     __slots__ = (
         "_adding",
+        "_constants",
         "_flags",
         "_highest",
         "_needed",
@@ -69,25 +107,17 @@ class CellRow:
         "used",
     )
 
-    def __init__(self, kind: str, cells: Tensor, gate: Tensor, used: Flag) -> None:
+    def __init__(
+        self, kind: str, cells: Tensor, gate: Tensor, used: Flag, constants: _Constants
+    ) -> None:
         self.kind = kind
         self.used = used
         self.cells = cells
         self.gate = gate
-        names = RECORDS[kind]
-        largest = torch.finfo(torch.float64).max
-        limits = [1.0 if name in UNIT_INTERVAL else largest for name in names]
-        adding = [store is not Store.GAUGE for store in STORES[kind]]
-        # the statistic that comes from no field (calls) looks one place past the fields
-        sources = [len(names) if field is None else field for field in FIELD_OF_ROW[kind]]
-        needed = [NEEDED_BY_ROW.get(kind, {}).get(row, field) for row, field in enumerate(sources)]
-        flags = [row in FLAG_ROWS.get(kind, ()) for row in range(len(sources))]
-        self._sources = torch.tensor(sources, device=cells.device)
-        self._needed = torch.tensor(needed, device=cells.device)
-        self._flags = torch.tensor(flags, device=cells.device)
-        self._one = torch.ones(1, dtype=torch.float64, device=cells.device)
-        self._highest = torch.tensor(limits, dtype=torch.float64, device=cells.device)
-        self._adding = torch.tensor(adding, device=cells.device)
+        self._constants = constants
+        self._sources, self._needed = constants.sources, constants.needed
+        self._flags, self._one = constants.flags, constants.one
+        self._highest, self._adding = constants.highest, constants.adding
 
     def add(self, fields: Sequence[Number]) -> None:
         """Add the tensors among an event's fields, outside of compiled code; never waits.
@@ -128,7 +158,8 @@ class CellRow:
         """Write the tensors of an event into the cells."""
         given = [i for i, value in enumerate(fields) if isinstance(value, Tensor)]
         raw = torch.stack([self._scalar(fields[i]) for i in given])
-        ok = (raw >= 0) & (raw <= self._highest[given])
+        fields_at = self._constants.pick(given)
+        ok = (raw >= 0) & (raw <= self._highest.index_select(0, fields_at))
         clean = torch.where(ok, raw, 0.0)
         at = {field: place for place, field in enumerate(given)}
         settled = [clean[at[i]] if i in at else value for i, value in enumerate(fields)]
@@ -137,19 +168,24 @@ class CellRow:
         rows = [r for r, value in enumerate(values) if value is not None and sources[r] in at]
         fine = torch.stack([ok[at[_known(sources[row])]] for row in rows])
         new = torch.stack([self._scalar(values[row]) for row in rows])
-        old, adding = self.cells[0, rows], self._adding[rows]
+        rows_at, cells = self._constants.pick(rows), self.cells
+        old, adding = cells[0].index_select(0, rows_at), self._adding.index_select(0, rows_at)
         merged = torch.where(adding, old + new, new)
-        self.cells[0, rows] = torch.where(fine, merged, old)
+        cells[0].index_copy_(0, rows_at, torch.where(fine, merged, old))
         # a gauge keeps its sample, for the host saw the look
-        self.cells[1, rows] -= (~fine & adding).to(torch.float64)
-        self.cells[2, given] += (~ok).to(torch.float64)
-        self.cells[3, given] += (~torch.isfinite(raw)).to(torch.float64)
+        _add_at(cells[1], rows_at, -(~fine & adding).to(torch.float64))
+        _add_at(cells[2], fields_at, (~ok).to(torch.float64))
+        _add_at(cells[3], fields_at, (~torch.isfinite(raw)).to(torch.float64))
 
     def _scalar(self, value: Number) -> Tensor:
         if isinstance(value, Tensor):
             return value.detach().to(device=self.cells.device, dtype=torch.float64)
         fill = -math.inf if value is None else value
         return torch.full((), fill, dtype=torch.float64, device=self.cells.device)
+
+
+def _add_at(row: Tensor, at: Tensor, amounts: Tensor) -> None:
+    row.index_copy_(0, at, row.index_select(0, at) + amounts)
 
 
 def _known(field: int | None) -> int:
@@ -246,6 +282,7 @@ class DeviceCells:
     def __init__(self) -> None:
         self._blocks: list[_Block] = []
         self._gates: dict[torch.device, Tensor] = {}
+        self._constants: dict[tuple[str, torch.device], _Constants] = {}
 
     def allocate(self, device: torch.device, rows: list[tuple[str, int]]) -> list[CellRow]:
         """Make rows of a device in one packed tensor.
@@ -261,9 +298,20 @@ class DeviceCells:
                 self._gates[device] = torch.ones((), dtype=torch.float64, device=device)
             self._blocks.append(block)
             return [
-                CellRow(kind, block.packed[i], self._gates[device], block.used)
+                CellRow(
+                    kind,
+                    block.packed[i],
+                    self._gates[device],
+                    block.used,
+                    self._constants_of(kind, device),
+                )
                 for i, (kind, _) in enumerate(rows)
             ]
+
+    def _constants_of(self, kind: str, device: torch.device) -> _Constants:
+        if (kind, device) not in self._constants:
+            self._constants[kind, device] = _Constants(kind, device)
+        return self._constants[kind, device]
 
     @property
     def in_use(self) -> bool:

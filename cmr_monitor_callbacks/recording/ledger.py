@@ -134,6 +134,8 @@ class Ledger:
     def enter(self, stage: str) -> None:
         """What is recorded from now on belongs to another stage."""
         self.fold()
+        if self.recorder.late is not None:
+            self.recorder.late.drop()
         self.stage = stage
         if stage != "train":
             self._other = StageStatistics(self.layout)
@@ -168,9 +170,9 @@ class Ledger:
                 do alone.
         """
         keep = self._keep if self.stage == "train" else {}
-        packed, events = self.recorder.drain(self.layout.width, keep)
+        packed, events = self.recorder.drain(self.layout.width, keep, devices=devices)
         reads = self.cells.read() if devices else []
-        if not events and not reads:
+        if not events and not reads and not self.recorder.came_late:
             return
         self.events += events
         if self.stage == "train":

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-StepRecord = tuple[
-    float, float | None, float, float, float, float | None, int, int | None, int | None
-]
+from collections.abc import Callable
+from typing import Any
+
+from cmr_monitor_callbacks.recording.device_clock import DeviceSeconds, Moment
+
+Time = float | None
+StepRecord = tuple[float, Time, Time, Time, Time, Time, int, int | None, int | None]
 """Fields as in ``catalogue.RECORDS["timing"]``, then samples and tokens."""
 
 
@@ -133,3 +137,90 @@ class StepTimer:
     def resume(self, now: float) -> None:
         """Validation is over; waiting counts from now on."""
         self._last_end = self._mark = now
+
+
+class DeviceStepTimer(StepTimer):
+    """A stopwatch whose phases (forward, backward, optimizer) are timed by a device.
+
+    The step, the wait before it and the monitor's own time are the host's, as is what `stand` says.
+
+    Args:
+        clock: gives a moment on the device; None: it has none to give.
+        late: told each phase of a step, with what its time is the sum of.
+    """
+
+    __slots__ = ("_clock", "_from", "_late", "_lost", "_spans")
+
+    def __init__(self, clock: Callable[[], Moment | None], late: Callable[..., None]) -> None:
+        self._clock = clock
+        self._late = late
+        self._from: Moment | None = None
+        super().__init__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StepTimer, ()  # the clock belongs to its process
+
+    def _clear(self) -> None:
+        super()._clear()
+        self._spans: dict[str, list[DeviceSeconds]] = {}
+        self._lost: set[str] = set()
+
+    def _passes_by(self, phase: str) -> None:
+        """The phase ends here, and what follows begins."""
+        start, self._from = self._from, self._clock()
+        if start is None or self._from is None:
+            self._lost.add(phase)
+        else:
+            self._spans.setdefault(phase, []).append(self._from - start)
+
+    def batch_start(self, now: float) -> None:
+        """See `StepTimer.batch_start`."""
+        super().batch_start(now)
+        self._from = self._clock()
+
+    def before_backward(self, now: float) -> None:
+        """See `StepTimer.before_backward`."""
+        super().before_backward(now)
+        self._passes_by("forward")
+
+    def after_backward(self, now: float) -> None:
+        """See `StepTimer.after_backward`."""
+        super().after_backward(now)
+        self._passes_by("backward")
+
+    def before_optimizer(self, now: float) -> None:
+        """See `StepTimer.before_optimizer`."""
+        super().before_optimizer(now)
+        self._from = self._clock()
+
+    def after_optimizer(self, now: float) -> None:
+        """See `StepTimer.after_optimizer`."""
+        if self._open == "optimizer":
+            self._passes_by("optimizer")
+        else:
+            self._from = self._clock()
+        super().after_optimizer(now)
+
+    def batch_end(self, now: float) -> None:
+        """See `StepTimer.batch_end`."""
+        if self._open:
+            self._passes_by(self._open)
+        self._from = None
+        super().batch_end(now)
+
+    def take(self) -> StepRecord:
+        """What is known of the step; its phases' times come later, and are None here."""
+        spans, lost = self._spans, self._lost
+        span, wait, forward, backward, optimizer, *rest = super().take()
+        passes = rest[1]
+        times: dict[str, Time] = {
+            "forward": forward,
+            "backward": backward,
+            "optimizer": optimizer,
+        }
+        for phase in {*spans, *lost}:
+            times[phase] = None
+            if phase not in lost:
+                weight = passes if phase == "forward" else 1
+                self._late(f"{phase}_time", 0, spans[phase], weight)
+        return (span, wait, *times.values(), *rest)  # type: ignore[return-value]

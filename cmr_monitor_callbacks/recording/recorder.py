@@ -22,7 +22,9 @@ from cmr_monitor_callbacks.catalogue import REAL_FIELDS, RECORDS, UNIT_INTERVAL
 from cmr_monitor_callbacks.folding import TIMER_ROWS, Durations, add_durations, add_event, check
 from cmr_monitor_callbacks.locks import Lock, locked
 from cmr_monitor_callbacks.packed import ROW, Packed
+from cmr_monitor_callbacks.recording.device_clock import DeviceSeconds
 from cmr_monitor_callbacks.recording.fold import FIELDS, STRIDE, Fold
+from cmr_monitor_callbacks.recording.late import LateTimes
 from cmr_monitor_callbacks.recording.steps import STRIDE as STEP_STRIDE
 from cmr_monitor_callbacks.recording.steps import add_steps
 from cmr_monitor_callbacks.recording.tally import add_tally
@@ -69,6 +71,8 @@ class Recorder:
         unseen: components of the tally of which not all can be seen: none of it is taken.
         steps: what the monitor timed itself, one after the other, each with `steps.STEP_FIELDS`.
         invalid: values that were not taken.
+        late: durations of a device, which become known later; None where the host's clock times.
+        came_late: whether the last `drain` took any of them.
 
     >>> from cmr_monitor_callbacks.packed import ROW
     >>> recorder = Recorder()
@@ -87,6 +91,8 @@ class Recorder:
         self.unseen: set[str] = set()
         self.steps: list[Any] = []
         self.invalid: list[InvalidSample] = []
+        self.late: LateTimes | None = None
+        self.came_late = False
         self._fold = Fold(FIELDS)
         self._fold_buffer = Fold(["buffer"])
         self._clear_aside()
@@ -101,7 +107,19 @@ class Recorder:
         """Check an event value by value and add it; what is wrong is left out and noted."""
         if component == "buffer":
             self._put_aside()  # what holds now is what was said last
+        if self.late is not None and any(type(value) is DeviceSeconds for value in fields):
+            fields = self._put_late(component, column, fields)
         self._add_checked(component, column, fields)
+
+    def _put_late(self, component: str, column: int, fields: Sequence[Any]) -> Sequence[Any]:
+        """The event without its duration, which is not known yet."""
+        at = RECORDS[component].index("seconds")
+        seconds, times = fields[at], fields[0] if component == "retrieval" else 1
+        if type(seconds) is not DeviceSeconds:
+            return fields
+        if self.late is not None and isinstance(times, (int, float)):
+            self.late.add_probed(component, column, seconds, times)
+        return (*fields[:at], None, *fields[at + 1 :])
 
     def _add_checked(self, component: str, column: int, fields: Sequence[Any]) -> None:
         checked: list[float | None] = []
@@ -190,14 +208,18 @@ class Recorder:
         self.invalid.clear()
         for items in (self.steps, self.tally, *self.lists.values()):
             del items[:]
+        if self.late is not None:
+            self.late.forget()
 
     @locked
-    def drain(self, width: int, keep: Keep) -> tuple[Packed, int]:
+    def drain(self, width: int, keep: Keep, *, devices: bool = True) -> tuple[Packed, int]:
         """Take out what was recorded.
 
         Args:
             width: number of columns.
             keep: by timer, who is given its raw durations.
+            devices: whether to ask a device for the durations that are over, which the thread that
+                uses it may do alone.
 
         Returns:
             the statistics, and the number of events.
@@ -207,13 +229,21 @@ class Recorder:
         taken = {kind: _taken(self.lists[kind]) for kind in FIELDS}
         self._add(self._fold, packed, taken, durations)
         self.spoken.update(kind for kind, items in taken.items() if items)
-        tally = _taken(self.tally)
+        tally: Sequence[Any] = _taken(self.tally)
+        late = self.late
+        if late is not None:
+            if devices:
+                late.harvest()
+            tally = late.settled(tally)
         if tally:
             self._add_tally(packed, tally, durations)
         steps = _taken(self.steps)
         if steps:
             self._aside_events += len(steps) // STEP_STRIDE
             add_steps(packed, steps, durations)
+        self.came_late = late is not None and late.take(
+            packed, durations, {*self.unseen, *self.spoken}
+        )
         count = self._aside_events
         if self._aside is not None:
             self._aside.add(packed)

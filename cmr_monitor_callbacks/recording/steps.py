@@ -12,8 +12,8 @@ from cmr_monitor_callbacks.folding import FIRST_ROW, TIMER_ROWS, Durations
 from cmr_monitor_callbacks.packed import ROW, Packed
 
 STEP_FIELDS: Final = (*RECORDS["timing"], "samples", "tokens", "wall")
-"""What is recorded of a step: times in seconds, forward passes, how much was in its batches (None:
-not known), and ``wall``, its time and the wait before it."""
+"""What is recorded of a step: times in seconds, forward passes, how much was in its batches, and
+``wall``, its time and the wait before it. None: not known, or, of a device's time, not yet."""
 STRIDE: Final = len(STEP_FIELDS)
 _FORWARD, _PASSES, _SAMPLES, _TOKENS, _WALL = (
     STEP_FIELDS.index(name) for name in ("forward", "passes", "samples", "tokens", "wall")
@@ -21,6 +21,7 @@ _FORWARD, _PASSES, _SAMPLES, _TOKENS, _WALL = (
 _WAIT: Final = STEP_FIELDS.index("data_wait")
 _WAITED: Final = ROW["waited_wall_seconds"]
 _TIMES: Final = range(_PASSES)
+_TIMED: Final = ROW["passes_timed"]
 _FIRST, _LAST = FIRST_ROW["timing"], FIRST_ROW["throughput"] + 4
 
 
@@ -41,6 +42,10 @@ def add_steps(packed: Packed, items: Sequence[Any], durations: Durations) -> Non
     order = (_PASSES, _PASSES, *_TIMES, _SAMPLES, _TOKENS)
     packed.values[_FIRST:_LAST, 0] += (*(sums[field] for field in order), *seconds)
     packed.samples[_FIRST:_LAST, 0] += [counts[field] for field in (*order, _SAMPLES, _TOKENS)]
+    if counts[_FORWARD] < len(passes):  # a device's time comes later
+        pairs = zip(passes, columns[_FORWARD], strict=True)
+        packed.values[_TIMED, 0] -= sum(n for n, seconds in pairs if seconds is None)
+        packed.samples[_TIMED, 0] -= len(passes) - counts[_FORWARD]
     waited = _beside(columns[_WAIT], walls, counts[_WAIT])
     packed.values[_WAITED, 0] += waited
     packed.samples[_WAITED, 0] += counts[_WAIT]
@@ -48,8 +53,10 @@ def add_steps(packed: Packed, items: Sequence[Any], durations: Durations) -> Non
         if not counts[field]:
             continue
         if field == _FORWARD:
-            each = [total / n for total, n in zip(columns[field], passes, strict=True)]
-            durations.append((timer, np.array(each), np.array(passes, dtype=np.float64)))
+            timed = [(t, n) for t, n in zip(columns[field], passes, strict=True) if t is not None]
+            each = [total / n for total, n in timed]
+            weights = np.array([n for _, n in timed], dtype=np.float64)
+            durations.append((timer, np.array(each), weights))
         else:
             durations.append((timer, np.array(given[field]), None))
 

@@ -45,6 +45,10 @@ _CALLS: Final[dict[str, tuple[str, dict[str, int]]]] = {
     "cache miss": ("", {"cache_hits": 0, "cache_operations": 1}),
     "memories used": ("", {}),
 }
+TIMER_OF_CALL: Final = {
+    _STATISTICS + i: f"{timer}_time" for i, (timer, _) in enumerate(_CALLS.values()) if timer
+}
+"""By the place of a call with a duration, its timer."""
 _NOT_TIMED: Final = {
     # what such a call counts where nobody took its time
     "capture": {"capture_calls": 1},

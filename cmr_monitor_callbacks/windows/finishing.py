@@ -121,7 +121,8 @@ class Finisher:
 
     def describe(self) -> str:
         """What each number comes from, in lines; '' where nothing is watched."""
-        return self._parts.listening.automatic.describe(self._parts.sampling.every)
+        listening = self._parts.listening
+        return listening.automatic.describe(self._parts.sampling.every, listening.timing.told)
 
     def note_history_failures(self) -> None:
         """What went wrong while the history was written."""

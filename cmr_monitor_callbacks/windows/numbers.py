@@ -51,7 +51,8 @@ class Numbers:
     @property
     def _dropped(self) -> int:
         """What this process lost since it was made."""
-        return self._parts.keeper.lost + self._parts.alerts.delivery.dropped
+        parts = self._parts
+        return parts.keeper.lost + parts.alerts.delivery.dropped + parts.listening.timing.dropped
 
     def totals(self) -> dict[str, int]:
         """The counts of all ranks, as far as they were heard."""

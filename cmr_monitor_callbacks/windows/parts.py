@@ -20,10 +20,11 @@ from cmr_monitor_callbacks.config import (
     parse,
 )
 from cmr_monitor_callbacks.distributed import RankSession
-from cmr_monitor_callbacks.examining import Examiner
+from cmr_monitor_callbacks.examining import Examiner, OutOfMemory
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.history import Keeper
 from cmr_monitor_callbacks.probes.listening import Listening
+from cmr_monitor_callbacks.probes.timing import Timing
 from cmr_monitor_callbacks.profiling import Profiler, check_profiling
 from cmr_monitor_callbacks.recording.hearsay import Hearsay
 from cmr_monitor_callbacks.recording.ledger import Ledger
@@ -123,12 +124,19 @@ class Parts:
             self.kinds,
             watches_layer,
             settings.probes,
-            self.clock.monotonic,
+            Timing(settings.monitoring.timing, self.clock.monotonic, self.ledger.recorder),
             self.failures,
             self.position.under_way,
             (self.hearsay.capture, self.hearsay.reconstruction),
         )
         self.hearsay.seen = self.listening.automatic.tells
+        self.out_of_memory = OutOfMemory(
+            settings.resources,
+            self.listening.held_tensors,
+            self.failures,
+            self.position.under_way,
+        )
+        self.failures.on_error = self.out_of_memory.note
 
     def _judge(self, settings: Settings) -> None:
         monitoring = settings.monitoring

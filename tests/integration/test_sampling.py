@@ -388,7 +388,7 @@ def cost(monitor: CMRPerformanceMonitor, windows: int, share: float, steps: int 
 def test_over_the_budget_it_samples_less_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     config = {**STRICT, "log_every_n_steps": 2, "adaptive": True}
     monitor = CMRPerformanceMonitor(config, alert_config=QUIET, clock=ManualClock())
-    with caplog.at_level(logging.INFO, "cmr_monitor_callbacks.monitor"):
+    with caplog.at_level(logging.INFO, "cmr_monitor_callbacks.windows"):
         assert cost(monitor, 3, 0.05) == [2, 4, 8]
         assert cost(monitor, 3, 0.005) == [8, 8, 8]
         assert cost(monitor, 6, 0.001) == [8, 8, 8, 8, 4, 4]

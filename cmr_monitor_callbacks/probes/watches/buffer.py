@@ -160,7 +160,7 @@ class BufferWatch(BaseWatch):
     # -- what is called instead -------------------------------------------------------------
 
     def _store(self, ways: Ways, name: str) -> Make:
-        report, scope, now = ways.report, ways.report.scope, ways.report.now
+        report, scope = ways.report, ways.report.scope
         timed, called = report.timed, method(self._owner(), name)
         layer = layer_of(called, self.unnamed_layer)
         by_name, position, default = fast_layer(called)
@@ -182,7 +182,8 @@ class BufferWatch(BaseWatch):
                 if self.looks and outer is not self:
                     before = lengths(), ends(resolved(layer(args, kwargs)))
                 under.storing = self
-                start = now() if timed[0] else None
+                now = timed[0]
+                start = None if now is None else now()
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
@@ -205,7 +206,8 @@ class BufferWatch(BaseWatch):
                     return inside(under, args, kwargs)
                 inner, inserted = under.stored, under.inserted
                 under.storing = self
-                start = now() if timed[0] else None
+                now = timed[0]
+                start = None if now is None else now()
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:

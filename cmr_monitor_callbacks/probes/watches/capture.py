@@ -48,7 +48,7 @@ class CaptureWatch(BaseWatch):
                 ways.report.live(None, CAPTURES)
 
     def _maker(self, ways: Ways, name: str) -> Make:
-        report, scope, now = ways.report, ways.report.scope, ways.report.now
+        report, scope = ways.report, ways.report.scope
         layer = layer_of(method(self._owner(), name), self.unnamed_layer)
         blind = report.blind["capture"]
 
@@ -70,7 +70,8 @@ class CaptureWatch(BaseWatch):
                     return original(*args, **kwargs)
                 at_layer = resolved(layer(args, kwargs))
                 scope.now.capturing, scope.now.layer = True, at_layer
-                start = now() if timed[0] else None
+                now = timed[0]
+                start = None if now is None else now()
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:

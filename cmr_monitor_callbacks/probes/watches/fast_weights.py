@@ -43,7 +43,7 @@ class FastWeightsWatch(BaseWatch):
                 self.source(kind, "wrapped", name)
 
     def _maker(self, name: str, record: Callable[..., None], flag: str) -> Make:
-        report, scope, now = self._report, self._report.scope, self._report.now
+        report, scope = self._report, self._report.scope
         timed = report.timed
         safely = guarded(report, f"{self.path}.{name}", record)
         kind = "capture" if flag == "storing" else "retrieval"
@@ -58,7 +58,8 @@ class FastWeightsWatch(BaseWatch):
                 if before or graph_task() != -1:
                     return original(*args, **kwargs)
                 setattr(scope.now, flag, self)
-                start = now() if timed[0] else None
+                now = timed[0]
+                start = None if now is None else now()
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:

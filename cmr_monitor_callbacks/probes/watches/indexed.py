@@ -79,7 +79,7 @@ class IndexedWatch(BaseWatch):
         return None if limit is None else limit * len(self._indices())
 
     def _add(self, original: Call) -> Call:
-        report, scope, now = self._report, self._report.scope, self._report.now
+        report, scope = self._report, self._report.scope
         timed = report.timed
 
         def record(seconds: float | None, before: int, args: Any, kwargs: Any) -> None:
@@ -102,7 +102,8 @@ class IndexedWatch(BaseWatch):
                 return original(*args, **kwargs)
             before = self.count()
             scope.now.storing = self
-            start = now() if timed[0] else None
+            now = timed[0]
+            start = None if now is None else now()
             try:
                 out = original(*args, **kwargs)
             except BaseException as exc:
@@ -128,7 +129,7 @@ class IndexedWatch(BaseWatch):
         return rows * each, rows * min(each, limit)
 
     def _search(self, original: Call) -> Call:
-        report, scope, now = self._report, self._report.scope, self._report.now
+        report, scope = self._report, self._report.scope
         timed = report.timed
 
         def record(seconds: float | None, out: Any) -> None:
@@ -155,7 +156,8 @@ class IndexedWatch(BaseWatch):
             if scope.now.retrieving or graph_task() != -1:
                 return original(*args, **kwargs)
             scope.now.retrieving = True
-            start = now() if timed[0] else None
+            now = timed[0]
+            start = None if now is None else now()
             try:
                 out = original(*args, **kwargs)
             except BaseException as exc:

@@ -93,7 +93,7 @@ class ReconstructionWatch(BaseWatch):
         report.extend(items)
 
     def _hook(self, ways: Ways) -> None:
-        report, scope, now = ways.report, ways.report.scope, ways.report.now
+        report, scope = ways.report, ways.report.scope
         owner, extend, places = self._owner(), ways.report.extend, ways.report.places
         timed = report.timed
         layer = layer_of(method(owner, "forward"), self.unnamed_layer)
@@ -108,7 +108,8 @@ class ReconstructionWatch(BaseWatch):
             under = scope.now
             if not under.reconstructing and graph_task() == -1:
                 under.reconstructing = True
-                under.began = now() if timed[0] else None
+                now = under.clock = timed[0]
+                under.began = None if now is None else now()
 
         def after(_: Any, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             if compiling():
@@ -123,7 +124,7 @@ class ReconstructionWatch(BaseWatch):
                 if raised is not None:
                     report.error("reconstruction", resolved(layer(args, kwargs)), raised, module)
                 return
-            seconds = None if start is None else now() - start
+            seconds = None if start is None else under.clock() - start
             # the usual case without another frame: a layer seen before, the model's own count
             if type(out) is tuple and len(out) == 2 and not self._compare:
                 info = out[1]
@@ -152,7 +153,7 @@ class ReconstructionWatch(BaseWatch):
         )
 
     def _maker(self, ways: Ways, name: str) -> Make:
-        report, scope, now = ways.report, ways.report.scope, ways.report.now
+        report, scope = ways.report, ways.report.scope
         timed = report.timed
         layer = layer_of(method(self._owner(), name), self.unnamed_layer)
         safely = guarded(report, f"{self.path}.{name}", partial(self._record, layer))
@@ -167,7 +168,8 @@ class ReconstructionWatch(BaseWatch):
                 if under.reconstructing or graph_task() != -1:
                     return original(*args, **kwargs)
                 under.reconstructing = True
-                start = now() if timed[0] else None
+                now = timed[0]
+                start = None if now is None else now()
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:

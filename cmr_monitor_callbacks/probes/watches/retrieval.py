@@ -82,7 +82,7 @@ class RetrievalWatch(BaseWatch):
             self.source("", "wrapped", "cache_hits", "cache_hits", "cache_hit_rate")
 
     def _maker(self, ways: Ways, name: str) -> Make:
-        report, scope, now = ways.report, ways.report.scope, ways.report.now
+        report, scope = ways.report, ways.report.scope
         timed = report.timed
         cache, extend, places = self._cache, ways.report.extend, ways.report.places
         called = method(self._owner(), name)
@@ -101,7 +101,8 @@ class RetrievalWatch(BaseWatch):
                     return original(*args, **kwargs)
                 under.retrieving = True
                 hits = None if cache is None else cache.read()
-                start = now() if timed[0] else None
+                now = timed[0]
+                start = None if now is None else now()
                 try:
                     out = original(*args, **kwargs)
                 except BaseException as exc:
