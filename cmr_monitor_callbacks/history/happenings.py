@@ -34,6 +34,7 @@ class Happenings:
         self._connection = connection
         self._session = session
         self._kinds: dict[tuple[Any, ...], int] = {}
+        self._open = 0
 
     def forget(self) -> None:
         """What a rolled back transaction had added is not there."""
@@ -71,6 +72,22 @@ class Happenings:
             "VALUES (?, ?, ?, ?, ?, ?)",
             [(self._session, *change) for change in changes],
         )
+
+    def keep_newest(self, most: int) -> None:
+        """Drop what is older, but for the last word on each alert: it may still be open."""
+        for table in ("health_changes", "marks", "errors"):
+            last = f"SELECT max(id) FROM {table}"
+            self._connection.execute(f"DELETE FROM {table} WHERE id <= ({last}) - ?", (most,))
+        (count,) = self._connection.execute("SELECT count(*) FROM transitions").fetchone()
+        if count > most + self._open:
+            newest = "SELECT max(id) FROM transitions GROUP BY rule, metric, layer, rank"
+            self._connection.execute(
+                "DELETE FROM transitions WHERE id <= (SELECT max(id) FROM transitions) - ? "
+                f"AND id NOT IN ({newest})",
+                (most,),
+            )
+            left = self._connection.execute("SELECT count(*) FROM transitions").fetchone()
+            self._open = max(0, left[0] - most)
 
     def mark(self, label: str, step: int, time: float) -> None:
         """Keep a note of the user's, at a step."""
