@@ -274,7 +274,7 @@ class HistoryStore:
         self._unpacked = dict(found.fetchall())
 
     def _forget_oldest(self) -> None:
-        """In memory there is no summary of what is dropped; by id, so that it costs next to none."""
+        """In memory there is no summary of what is dropped."""
         most = self._in_memory
         for ids in self._held.values():
             while len(ids) > most:

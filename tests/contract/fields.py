@@ -97,3 +97,9 @@ REFUSED: dict[str, Any] = {
     "thresholds": {"warning": 0.5},
 }
 """A rule on the model as a whole."""
+BY_LAYER = REFUSED | {"select": {"layer": "*"}}
+
+
+def story(rules: Any = None, **alerts: Any) -> Loop:
+    """Windows of 20 s, in which so many of ten states are stored."""
+    return Loop(alerts={"rules": rules or {"refused": REFUSED}, **alerts}).listen()

