@@ -214,6 +214,7 @@ class CMRTrainerCallback(TrainerCallback):
         """The last, partial window; let go of the model and of the files."""
         with self.monitor.guard("on_train_end"):
             self.monitor.flush()
+        self.monitor.diagnose_at_end()
         self._leave("completed")
 
     def _leave(self, outcome: str) -> None:

@@ -747,6 +747,8 @@ class CMRPerformanceMonitor:
         Args:
             outcome: how the run ended, for people.
         """
+        if self._examiner.is_attached:  # a plain loop; a Trainer's model was let go before
+            self.diagnose_at_end()
         self._keeper.errors(
             self._failures.take_records(
                 rank=self._keeper.rank, step=self.current_step, time=self.clock.wall()
@@ -823,7 +825,16 @@ class CMRPerformanceMonitor:
         except HistoryError:
             history = None
         with history or nullcontext():
-            return self._examiner.examine(snapshot, history, self.health, self.config.layers)
+            found = self._examiner.examine(snapshot, history, self.health, self.config.layers)
+        self._keeper.diagnostics(found)
+        return found
+
+    def diagnose_at_end(self) -> None:
+        """The training is over: run the diagnostics for the history, where ``at_end`` says so."""
+        new = self.current_step >= 0 and self._examiner.looked_at != self.current_step
+        if self.config.diagnostics.at_end and self._keeper.keeps and new:
+            with self.guard("the diagnostics"):
+                self.run_diagnostics()
 
     def measure_hooks(self) -> AbstractContextManager[Any]:
         """Time the model's hooks while it is called inside; `run_diagnostics` then shows it."""

@@ -78,6 +78,13 @@ class Examiner:
         self._of_stage: list[tuple[float, float]] = []
         self._ghosts = Ghosts()
         self._reason = self._how = ""
+        self.looked_at: int | None = None
+        """The step at which the diagnostics ran last."""
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a model is listened to now."""
+        return self._attached and self.has_model
 
     @property
     def has_model(self) -> bool:
@@ -217,6 +224,7 @@ class Examiner:
         layer_globs: tuple[str, ...],
     ) -> dict[str, Any]:
         """Run every diagnostic; see `diagnostics.examine`."""
+        self.looked_at = snapshot.step
         model = self._model()
         alone = snapshot.world_size == 1
         unknown = [] if alone else ["the other ranks' entries: each rank sees its own"]

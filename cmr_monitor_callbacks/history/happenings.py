@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from cmr_monitor_callbacks.failures import ErrorRecord
@@ -12,8 +13,27 @@ from cmr_monitor_callbacks.history.columns import layer_text
 
 _ERRORS_KEPT: Final = 10_000
 _KINDS_KEPT: Final = 1_000
+_DIAGNOSTICS_KEPT: Final = 20
+_DIAGNOSTICS_LARGEST: Final = 2**20
+"""Characters: a model of a thousand layers with hooks on each has as many."""
+_FINDINGS_KEPT: Final = 500
 Change = tuple[str, str, str, int, float]
 """Of a component's health: its name ('' the system), status before, after, step, time."""
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Diagnostics as JSON; of what is too large for every run's file the findings alone.
+
+    >>> as_text({"status": "healthy", "findings": [], "hook_analysis": {}})
+    '{"status": "healthy", "findings": [], "hook_analysis": {}}'
+    """
+    text = json.dumps(found, allow_nan=False)
+    if len(text) <= _DIAGNOSTICS_LARGEST:
+        return text
+    least = {name: found[name] for name in ("step", "time", "status")}
+    worst, unknown = found["findings"][:_FINDINGS_KEPT], found["not_available"][:_FINDINGS_KEPT]
+    why = "what was looked at, and all but the worst findings: they are too many for the history"
+    return json.dumps({**least, "findings": worst, "not_available": [*unknown, why]})
 
 
 class Happenings:
@@ -71,6 +91,17 @@ class Happenings:
             "INSERT INTO health_changes (session, component, before, after, step, time) "
             "VALUES (?, ?, ?, ?, ?, ?)",
             [(self._session, *change) for change in changes],
+        )
+
+    def diagnostics(self, found: Mapping[str, Any], text: str) -> None:
+        """Keep what the diagnostics found, as JSON; so many of the newest stay."""
+        self._connection.execute(
+            "INSERT INTO diagnostics (session, step, time, status, found) VALUES (?, ?, ?, ?, ?)",
+            (self._session, found["step"], found["time"], found["status"], text),
+        )
+        last = "SELECT max(id) FROM diagnostics"
+        self._connection.execute(
+            f"DELETE FROM diagnostics WHERE id <= ({last}) - {_DIAGNOSTICS_KEPT}"
         )
 
     def keep_newest(self, most: int) -> None:

@@ -170,6 +170,16 @@ class Keeper:
         if self._writer is not None and self.rank == 0:
             self._writer.mark(label, step, self._wall())
 
+    @property
+    def keeps(self) -> bool:
+        """Whether this process keeps windows."""
+        return self._writer is not None and self.rank == 0
+
+    def diagnostics(self, found: Mapping[str, Any]) -> None:
+        """Keep what the diagnostics found, on rank 0."""
+        if self._writer is not None and self.rank == 0:
+            self._writer.diagnostics(found)
+
     def take_failures(self) -> list[Exception]:
         """What went wrong since the last call."""
         return [] if self._writer is None else self._writer.take_failures()

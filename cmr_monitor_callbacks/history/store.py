@@ -215,6 +215,11 @@ class HistoryStore:
         with self.transaction():
             self._happenings.errors(records)
 
+    def diagnostics(self, found: Mapping[str, Any], text: str) -> None:
+        """Keep what the diagnostics found: ``found``, and as JSON."""
+        with self.transaction():
+            self._happenings.diagnostics(found, text)
+
     def describe(self, sources: Mapping[str, str], watches: str) -> None:
         """Keep where the numbers come from; costs nothing while that stays the same."""
         text = json.dumps([dict(sources), watches])
