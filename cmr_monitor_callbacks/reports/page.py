@@ -191,7 +191,7 @@ def _diagnostics(report: Mapping[str, Any]) -> str:
             f"<span class='badge {html.escape(one['severity'])}'>{html.escape(one['severity'])}"
             "</span>",
             "" if one["layer"] is None else html.escape(str(one["layer"])),
-            f"<b>{html.escape(one['name'])}</b>: {html.escape(one['sentence'])}",
+            f"<strong>{html.escape(one['name'])}</strong>: {html.escape(one['sentence'])}",
             html.escape(one["advice"]),
         )
         for one in found["findings"]

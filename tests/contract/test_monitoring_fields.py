@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cmr_monitor_callbacks import CMRMonitorCallback, CMRMonitorError
+from cmr_monitor_callbacks import CMRMonitorCallback, CMRMonitorError, RunHistory
 from cmr_monitor_callbacks.errors import MonitorFailure
 from tests.contract.fields import REFUSED, Loop, shows
 from tests.memory_models import cmr_like
@@ -171,6 +171,15 @@ def test_entries_per_layer(most: int | None, looked_at: int) -> None:
     found = diagnosed() if most is None else diagnosed(entries_per_layer=most)
     assert found["layers"]["3"]["entries"] == 64
     assert found["layers"]["3"]["looked_at"] == looked_at
+
+
+@shows("monitoring.diagnostics.at_end")
+@pytest.mark.parametrize(("at_end", "kept"), [(True, 1), (False, 0)])
+def test_at_end(tmp_path: Path, at_end: bool, kept: int) -> None:
+    callback = CMRMonitorCallback(monitoring={"diagnostics": {"at_end": at_end}})
+    trainer(tmp_path, [callback]).fit(MemoryModule(), loader(6))
+    with RunHistory(tmp_path) as history:
+        assert len(history.diagnostics()) == kept
 
 
 @shows("monitoring.diagnostics.look_every")
