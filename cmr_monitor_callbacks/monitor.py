@@ -575,7 +575,9 @@ class CMRPerformanceMonitor:
                 exchanged = self._ranks.exchange_stage(header, window, ledger.layout.layers)
                 ledger.share(self._ranks.exchange.layout)
         reading = self._finish(window, statistics, exchanged)
-        snapshot = self._snapshot(stage, reading, step, time, self._examiner.take_compared())
+        headers = None if exchanged is None else exchanged.headers
+        losses = self._examiner.take_compared(headers)
+        snapshot = self._snapshot(stage, reading, step, time, losses)
         self.snapshots[stage] = snapshot
         self._outlet.emit(snapshot, HealthReport(), ())
         self._keep(snapshot, ())
@@ -654,7 +656,8 @@ class CMRPerformanceMonitor:
         reading = self._finish(window, ledger.train, exchanged)
         time = closed.time if exchanged is None else exchanged.first.time
         own = self._own.read(self._counts(), reading, exchanged)
-        own.update(self._examiner.take_compared())
+        headers = None if exchanged is None else exchanged.headers
+        own.update(self._examiner.take_compared(headers))
         own["sample_every"] = float(self._sampling.window_every)
         begin = self.snapshot.step
         tracked = self._finish_tracked(exchanged)
@@ -1053,6 +1056,7 @@ class CMRPerformanceMonitor:
             processing_time=self._own.processing_time,
             **self._own.measured,
             resources=self._own.resources,
+            **self._examiner.send_compared(),
             edits=float(len(self._edits)),
         )
 

@@ -227,7 +227,7 @@ def test_a_schedule_profiles_its_steps(tmp_path: Path) -> None:
     results = callback.monitor.get_profile_results()
     about = results["about"]
     assert (about["first_step"], about["last_step"], about["steps"]) == (3, 4, 2)
-    assert results["sections"]["cmr/capture/layer_1"]["calls"] == 2
+    assert results["sections"]["cmr/forward/layer_1"]["calls"] == 2
     assert Path(about["trace"]).is_relative_to(tmp_path)
     with RunHistory(tmp_path) as history:
         [note] = history.marks()
