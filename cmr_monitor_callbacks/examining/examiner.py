@@ -214,13 +214,14 @@ class Examiner:
         Args:
             headers: what each rank sent; None: there is this one alone.
         """
-        everybody = [Header()._replace(**self.send_compared())] if headers is None else headers
+        mine = self.send_compared()
+        everybody = [mine] if headers is None else [header._asdict() for header in headers]
         self._sent = []
-        count = sum(header.compared for header in everybody)
+        count = sum(said["compared"] for said in everybody)
         if not count:
             return {}
-        one = sum(header.loss_with for header in everybody) / count
-        other = sum(header.loss_without for header in everybody) / count
+        one = sum(said["loss_with"] for said in everybody) / count
+        other = sum(said["loss_without"] for said in everybody) / count
         return {"loss_with_memory": one, "loss_without_memory": other, "memory_gain": other - one}
 
     @contextmanager
