@@ -143,6 +143,11 @@ class HistoryWriter:
         about = {name: found[name] for name in ("step", "time", "status")}
         self._put(lambda store: store.diagnostics(about, text))
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything was kept since it was made or closed; in memory: at all."""
+        return self.store is not None or self._thread is not None
+
     def take_failures(self) -> list[Exception]:
         """What went wrong since the last call."""
         return [self._failures.popleft() for _ in range(len(self._failures))]

@@ -95,6 +95,23 @@ def test_a_finished_fit_has_them_in_every_report(tmp_path: Path, schema: dict[st
     assert callback.monitor.failures == 0
 
 
+def test_a_look_after_the_fit_leaves_the_finished_file_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    callback, module = CMRMonitorCallback(), Faulty()
+    data = DataLoader(TensorDataset(torch.cat(batches(60))), 4)
+    trainer(tmp_path, [callback], logger=CSVLogger(tmp_path)).fit(module, data)
+    [path] = tmp_path.rglob("history*")
+    before = path.read_bytes()
+    told = callback.monitor.generate_report(None)["diagnostics"]
+    assert (
+        module.net.training and told["findings"] == callback.monitor.run_diagnostics()["findings"]
+    )
+    callback.monitor.close_history("completed")
+    assert list(tmp_path.rglob("history*")) == [path] and path.read_bytes() == before
+    with RunHistory(path) as history:
+        assert [s["outcome"] for s in history.sessions()] == ["completed"]
+
+
 def test_at_the_end_it_may_be_left_out_or_asked_for_before(tmp_path: Path) -> None:
     fitted(tmp_path / "out", diagnostics={"at_end": False})
     with RunHistory(tmp_path / "out") as history:
