@@ -53,11 +53,11 @@ def fields_of_channels(where: str) -> Iterator[str]:
     """What all have, what all have that may be slow, and what each kind has."""
     for name in ChannelConfig.model_fields:
         yield f"{where}.*.{name}"
-    for name in set(RemoteConfig.model_fields) - set(ChannelConfig.model_fields):
+    for name in sorted(set(RemoteConfig.model_fields) - set(ChannelConfig.model_fields)):
         yield f"{where}.remote.{name}"
     for kind, model in _KINDS.items():
         base = RemoteConfig if issubclass(model, RemoteConfig) else ChannelConfig
-        for name in set(model.model_fields) - set(base.model_fields):
+        for name in sorted(set(model.model_fields) - set(base.model_fields)):
             yield f"{where}.{kind}.{name}"
 
 
