@@ -22,6 +22,7 @@ from cmr_monitor_callbacks.config import (
     HistoryConfig,
     MonitoringConfig,
     ProbesConfig,
+    ProfilingConfig,
     ResourcesConfig,
 )
 from cmr_monitor_callbacks.monitor import CMRPerformanceMonitor
@@ -51,6 +52,7 @@ class CMRTrainerCallback(Answers, TrainerCallback):
         alerts: what counts as wrong and who is told (`AlertConfig`).
         probes: how numbers leave the model (`ProbesConfig`).
         history: how much is kept of the windows (`HistoryConfig`).
+        profiling: which steps are profiled in detail, and how (`ProfilingConfig`).
         resources: what is sampled of the machine (`ResourcesConfig`).
         tensorboard: whether to write event files.
         monitor: a monitor made elsewhere, with its own settings.
@@ -70,6 +72,7 @@ class CMRTrainerCallback(Answers, TrainerCallback):
         alerts: Settings | AlertConfig = None,
         probes: Settings | ProbesConfig = None,
         history: Settings | HistoryConfig = None,
+        profiling: Settings | ProfilingConfig = None,
         resources: Settings | ResourcesConfig = None,
         tensorboard: bool = True,
         monitor: CMRPerformanceMonitor | None = None,
@@ -81,8 +84,10 @@ class CMRTrainerCallback(Answers, TrainerCallback):
             alerts=alerts,
             probes=probes,
             history=history,
+            profiling=profiling,
             resources=resources,
         )
+        self._profiler = self.monitor.profiler
         self._tensorboard = tensorboard
         self._now = self.monitor.clock.monotonic
         self._timer = StepTimer()
@@ -122,6 +127,7 @@ class CMRTrainerCallback(Answers, TrainerCallback):
             )
             self._open(args)
         monitor.on_decision = lambda kind, reason: self._asked.add(kind)
+        self._profiler.begin_run()
         self._handles = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, always_call=True),
@@ -176,8 +182,10 @@ class CMRTrainerCallback(Answers, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The last, partial window; let go of the model and of the files."""
+        self._profiler.interrupt("the training ended")
         with self.monitor.guard("on_train_end"):
             self.monitor.flush()
+        self.monitor.diagnose_at_end()
         self._leave("completed")
 
     def _leave(self, outcome: str) -> None:
@@ -215,6 +223,10 @@ class CMRTrainerCallback(Answers, TrainerCallback):
             self.monitor.enter_stage("train")
         self._set_gate(True)  # a backward may have failed
         self.monitor.refresh()
+        if self._profiler.planner is not None:
+            with self.monitor.guard("profiling"):
+                if self._profiler.begin_step(state.global_step):
+                    self.monitor.mute("profile")
         self._begin_batch()
 
     def _begin_batch(self) -> None:
@@ -279,6 +291,8 @@ class CMRTrainerCallback(Answers, TrainerCallback):
         try:
             with self.monitor.guard("on_step_end"):
                 self.monitor.record_step(*self._timer.take())
+                if self._profiler.planner is not None:
+                    self._profiler.end_step(state.global_step - 1)
                 self.monitor.step(state.global_step - 1)
         finally:
             self._timer.left_hook(entered, self._now())

@@ -385,6 +385,8 @@ class CMRPerformanceMonitor:
         Args:
             outcome: how the run ended, for people.
         """
+        if self._parts.examiner.is_attached:  # a plain loop; a Trainer's model was let go before
+            self.diagnose_at_end()
         self._windows.finisher.end_history(outcome)
 
     def keep_alert(self, transition: Transition) -> None:
@@ -454,7 +456,17 @@ class CMRPerformanceMonitor:
         except HistoryError:
             history = None
         with history or nullcontext():
-            return self._parts.examiner.examine(snapshot, history, self.health, self.config.layers)
+            found = self._parts.examiner.examine(snapshot, history, self.health, self.config.layers)
+        self._parts.keeper.diagnostics(found)
+        return found
+
+    def diagnose_at_end(self) -> None:
+        """The training is over: run the diagnostics for the history, where ``at_end`` says so."""
+        parts = self._parts
+        new = self.current_step >= 0 and parts.examiner.looked_at != self.current_step
+        if self.config.diagnostics.at_end and parts.keeper.keeps and new:
+            with self.guard("the diagnostics"):
+                self.run_diagnostics()
 
     def measure_hooks(self) -> AbstractContextManager[Any]:
         """Time the model's hooks while it is called inside; `run_diagnostics` then shows it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -132,9 +133,37 @@ def happened(opened: HistoryStore, last: int, layers: Sequence[LayerId], text: s
             ]
         )
     opened.mark(text, half, START + half)
+    keep_diagnostics(opened, last, [finding("dead_layer", "error", text, of), finding()])
     for step in range(10, last, 10):
         values = {"memory_size_mb": float(step)}
         opened.window(snapshot(step, values, stage="resources"))
+
+
+def finding(
+    name: str = "duplicate_entries",
+    severity: str = "warning",
+    text: str = "most are alike",
+    layer: LayerId | None = None,
+) -> dict[str, object]:
+    """A finding, as `run_diagnostics` gives it."""
+    return {
+        "name": name,
+        "severity": severity,
+        "component": "buffer",
+        "layer": layer,
+        "sentence": text,
+        "evidence": {"share": 0.9},
+        "advice": f"look at {text}",
+    }
+
+
+def keep_diagnostics(
+    opened: HistoryStore, step: int, findings: Sequence[Mapping[str, object]], unknown: str = "ages"
+) -> None:
+    """What diagnostics found at a step, the worst first."""
+    found = {"step": step, "time": START + step, "status": "warning" if findings else "healthy"}
+    parts = {"findings": list(findings), "not_available": [unknown], "memory_analysis": {}}
+    opened.diagnostics(found, json.dumps(found | parts))
 
 
 def counts(name: str) -> bool:

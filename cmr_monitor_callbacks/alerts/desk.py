@@ -285,6 +285,9 @@ class AlertDesk:
         notices = self._manager.update(states, transitions, rules, step=step, now=now, last=last)
         if not self.tells:
             return
+        for rule, comment in self._manager.fell_silent:
+            why = f": {comment}" if comment else ""
+            logger.info("nobody is told of %s, for it is silenced%s", rule, why)
         for notice in notices:
             self._told += 1
             self._told_at.append(now)

@@ -86,6 +86,9 @@ class AlertManager:
         self._now = -math.inf
         self.silences: list[SilenceConfig] = [*silences]
         """Made from code."""
+        self.fell_silent: list[tuple[str, str]] = []
+        """Rules of the alerts that a silence holds since the last update, and its comment."""
+        self._silenced: set[Key] = set()
         self._episodes: dict[Key, _Episode] = {}
         self._gone: list[tuple[Key, _Episode]] = []
         self._last_told: dict[Key, float] = {}
@@ -251,12 +254,18 @@ class AlertManager:
 
     def _quiet(self, step: int, now: float) -> set[Key]:
         """Alerts that are silenced, or inhibited by another that fires."""
-        silences = (*self._config.silences, *self.silences)
-        quiet = {
-            key
+        silenced = {
+            key: silence
+            for silence in (*self._config.silences, *self.silences)
             for key, episode in self._episodes.items()
-            if any(_silences(silence, episode, step, now) for silence in silences)
+            if _silences(silence, episode, step, now)
         }
+        self.fell_silent = [
+            (key[0], silence.comment)
+            for key, silence in silenced.items()
+            if key not in self._silenced
+        ]
+        self._silenced, quiet = set(silenced), set(silenced)
         labels = {
             key: {**episode.labels, "severity": episode.severity}
             for key, episode in self._episodes.items()

@@ -237,6 +237,7 @@ class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
         """The last, partial window."""
         self._profiler.interrupt("the fit ended")
         self.monitor.flush()
+        self.monitor.diagnose_at_end()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

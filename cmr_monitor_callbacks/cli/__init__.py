@@ -7,6 +7,7 @@ import typer
 from cmr_monitor_callbacks.cli.acting import ack, prune
 from cmr_monitor_callbacks.cli.check import run_check
 from cmr_monitor_callbacks.cli.comparing import compare
+from cmr_monitor_callbacks.cli.diagnosing import diagnose
 from cmr_monitor_callbacks.cli.explaining import explain
 from cmr_monitor_callbacks.cli.looking import status, watch
 from cmr_monitor_callbacks.cli.profiles import profile
@@ -20,7 +21,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for _command in (status, watch, report, export, compare, sweep, explain, profile, ack, prune):
+_LOOKING = (status, watch, diagnose, report, export, compare, sweep, explain, profile)
+for _command in (*_LOOKING, ack, prune):
     app.command(_command.__name__)(_command)
 app.command("check")(run_check)
 app.command("test-rules")(run_rule_tests)

@@ -22,6 +22,7 @@ _STYLES = {
     "regression": "red",
     "missing": "red",
     "improvement": "green",
+    "new": "cyan",
     "same": "bright_black",
 }
 
@@ -81,7 +82,7 @@ def compare(
             tail=tail,
             metrics=globs,
         )
-        if not found:
+        if all(difference.verdict == "new" for difference in found):
             raise ConfigError(
                 "there is nothing to compare: the base run has no windows with such numbers, or "
                 "none of which one direction is better"
@@ -116,4 +117,5 @@ def _show(found: list[Difference], everything: bool) -> None:
     same = sum(d.verdict == "same" for d in found)
     worse = sum(d.fails for d in found)
     better = sum(d.verdict == "improvement" for d in found)
-    say(f"{worse} worse, {better} better, {same} the same")
+    new = sum(d.verdict == "new" for d in found)
+    say(f"{worse} worse, {better} better, {same} the same" + (f", {new} new" if new else ""))

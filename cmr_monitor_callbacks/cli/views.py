@@ -52,6 +52,7 @@ def status_view(
         *_layer_table(report, width),
         *_open(report),
         *_error_lines(report),
+        *_worst_finding(report),
     )
 
 
@@ -190,6 +191,21 @@ def _open(report: Mapping[str, Any], most: int | None = None) -> list[Renderable
         names = ", ".join(dict.fromkeys(row["rule"] for row in pending))
         lines.append(Text(f"pending: {names}", style="bright_black"))
     return lines
+
+
+def _worst_finding(report: Mapping[str, Any]) -> list[RenderableType]:
+    """A line for what the diagnostics found; of several the worst, which comes first."""
+    looked = report["diagnostics"]
+    if looked is None or not looked["findings"]:
+        return []
+    worst, *others = looked["findings"]
+    line = Text(f"{worst['severity']} ", style=_STYLE[worst["severity"]])
+    where = "" if worst["layer"] is None else f" at layer {worst['layer']}"
+    line.append(f"diagnosed at step {looked['step']}: {worst['name']}{where}: ", style="bold")
+    line.append(worst["sentence"], style="default")
+    if others:
+        line.append(f" (and {len(others)} more: cmr-monitor diagnose)", style="bright_black")
+    return [line]
 
 
 def _error_lines(report: Mapping[str, Any]) -> list[RenderableType]:

@@ -94,7 +94,7 @@ class SilenceConfig(Settings):
     until: datetime | None = None
     """When it ends; a date and time, with a zone or else in UTC; null: no end."""
     comment: str = ""
-    """Why."""
+    """Why; the log says it (at level INFO) of an alert that is silenced."""
 
     @field_validator("match", mode="before")
     @classmethod

@@ -112,7 +112,7 @@ class AppriseConfig(RemoteConfig):
     """Whatever Apprise can reach: mail, chat, phones (extra ``notify``)."""
 
     kind: ClassVar[str] = "apprise"
-    urls: tuple[SecretStr, ...] = ()
+    urls: tuple[SecretStr, ...] = Field(min_length=1)
     """Addresses as Apprise has them; never written anywhere."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from cmr_monitor_callbacks.health import HealthReport
 from cmr_monitor_callbacks.history import RunHistory, Series
 from cmr_monitor_callbacks.layers import layer_order
 from cmr_monitor_callbacks.snapshot import Over, Snapshot
+
+_MOST_POINTS: Final = 10_000
+"""Of a series: so that the end of a fit of any length waits about as long."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class Material:
         return self.snapshot.layers(name)  # type: ignore[return-value]
 
     def series(self, name: str, layer: Hashable | None = None) -> Series | None:
-        """A number by window; None where no windows are kept."""
+        """A number by window, in a very long run by 10 or 100 of them; None: none are kept."""
         if self.history is None:
             return None
-        return self.history.series(name, layer)  # type: ignore[arg-type]
+        return self.history.series(name, layer, max_points=_MOST_POINTS)  # type: ignore[arg-type]

@@ -57,6 +57,9 @@ class Header(NamedTuple):
         collection_rate: events per second of the window; NaN is no data, here and below.
         storage_latency: seconds that writing the last window took; rank 0's counts.
         alert_rate: notices per minute.
+        compared: batches whose loss was taken with and without memory.
+        loss_with: sum of the losses with it.
+        loss_without: sum of the losses without it.
         edits: bytes of what rank 0 wants changed in the rules.
         resources: what was sampled of this rank's machine, in the order of ``RESOURCE_NAMES``; NaN
             is no data.
@@ -82,6 +85,9 @@ class Header(NamedTuple):
     collection_rate: float = math.nan
     storage_latency: float = math.nan
     alert_rate: float = 0.0
+    compared: float = 0.0
+    loss_with: float = 0.0
+    loss_without: float = 0.0
     edits: float = 0.0
     resources: tuple[float, ...] = NO_RESOURCES
 

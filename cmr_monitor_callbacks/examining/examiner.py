@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,6 +25,7 @@ from cmr_monitor_callbacks.diagnostics import (
     list_hooks,
     measure_hooks,
 )
+from cmr_monitor_callbacks.distributed import Header
 from cmr_monitor_callbacks.entries import LayerEntries, OwnCount
 from cmr_monitor_callbacks.examining.beginning import EntryBooks, OwnCounters
 from cmr_monitor_callbacks.health import HealthReport
@@ -76,8 +77,17 @@ class Examiner:
         self._at_end: tuple[tuple[Balance, ...], tuple[OwnCount, ...]] | None = None
         self._compared: deque[tuple[float, float]] = deque(maxlen=_KEPT)
         self._of_stage: list[tuple[float, float]] = []
+        self._sent: list[tuple[float, float]] = []
+        """Told to the other ranks, but not heard of them yet."""
         self._ghosts = Ghosts()
         self._reason = self._how = ""
+        self.looked_at: int | None = None
+        """The step at which the diagnostics ran last."""
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a model is listened to now."""
+        return self._attached and self.has_model
 
     @property
     def has_model(self) -> bool:
@@ -191,12 +201,29 @@ class Examiner:
         self._of_stage.append((one, other))
         return one, other
 
-    def take_compared(self) -> dict[str, float]:
-        """Means of the losses compared since the last call, by metric; none were: empty."""
-        pairs, self._of_stage = self._of_stage, []
-        if not pairs:
+    def send_compared(self) -> dict[str, float]:
+        """What this rank tells the others of the losses compared until now: fields of `Header`."""
+        self._sent += self._of_stage
+        self._of_stage = []
+        one, other = (sum(pair[i] for pair in self._sent) for i in (0, 1))
+        return {"compared": float(len(self._sent)), "loss_with": one, "loss_without": other}
+
+    def take_compared(self, headers: Sequence[Header] | None = None) -> dict[str, float]:
+        """Means over all batches compared since the last call, by metric; none were: empty.
+
+        Args:
+            headers: what each rank sent; None: there is this one alone.
+        """
+        if headers is None:
+            everybody: list[dict[str, Any]] = [self.send_compared()]
+        else:  # what was compared since this rank sent goes with the next window
+            everybody = [header._asdict() for header in headers]
+        self._sent = []
+        count = sum(said["compared"] for said in everybody)
+        if not count:
             return {}
-        one, other = (sum(losses) / len(pairs) for losses in zip(*pairs, strict=True))
+        one = sum(said["loss_with"] for said in everybody) / count
+        other = sum(said["loss_without"] for said in everybody) / count
         return {"loss_with_memory": one, "loss_without_memory": other, "memory_gain": other - one}
 
     @contextmanager
@@ -217,6 +244,7 @@ class Examiner:
         layer_globs: tuple[str, ...],
     ) -> dict[str, Any]:
         """Run every diagnostic; see `diagnostics.examine`."""
+        self.looked_at = snapshot.step
         model = self._model()
         alone = snapshot.world_size == 1
         unknown = [] if alone else ["the other ranks' entries: each rank sees its own"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,18 @@ class Happened(OpenHistory):
     def marks(self, time_range: Range = None) -> list[dict[str, Any]]:
         """Notes of the user's: ``step``, ``time``, ``label``."""
         return self._events("marks", ("step", "time", "label"), time_range)
+
+    def diagnostics(self, time_range: Range = None) -> list[dict[str, Any]]:
+        """What the diagnostics found, each time that they ran, the oldest first.
+
+        Returns:
+            what `run_diagnostics` gave; of one too large for the file its findings alone.
+        """
+        if not self._rows("SELECT name FROM sqlite_master WHERE name = 'diagnostics'"):
+            return []  # a store of version 1 that nobody wrote since
+        with self.decoding():
+            rows = self._events("diagnostics", ("found",), time_range)
+            return [json.loads(row["found"]) for row in rows]
 
     def _events(self, table: str, names: Sequence[str], time_range: Range) -> list[dict[str, Any]]:
         low, high = self.bounds(time_range)

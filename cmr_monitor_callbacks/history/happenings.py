@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from cmr_monitor_callbacks.failures import ErrorRecord
@@ -12,8 +13,27 @@ from cmr_monitor_callbacks.history.columns import layer_text
 
 _ERRORS_KEPT: Final = 10_000
 _KINDS_KEPT: Final = 1_000
+_DIAGNOSTICS_KEPT: Final = 20
+_DIAGNOSTICS_LARGEST: Final = 2**20
+"""Characters: a model of a thousand layers with hooks on each has as many."""
+_FINDINGS_KEPT: Final = 500
 Change = tuple[str, str, str, int, float]
 """Of a component's health: its name ('' the system), status before, after, step, time."""
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Diagnostics as JSON; of what is too large for every run's file the findings alone.
+
+    >>> as_text({"status": "healthy", "findings": [], "hook_analysis": {}})
+    '{"status": "healthy", "findings": [], "hook_analysis": {}}'
+    """
+    text = json.dumps(found, allow_nan=False)
+    if len(text) <= _DIAGNOSTICS_LARGEST:
+        return text
+    least = {name: found[name] for name in ("step", "time", "status")}
+    worst, unknown = found["findings"][:_FINDINGS_KEPT], found["not_available"][:_FINDINGS_KEPT]
+    why = "what was looked at, and all but the worst findings: they are too many for the history"
+    return json.dumps({**least, "findings": worst, "not_available": [*unknown, why]})
 
 
 class Happenings:
@@ -34,6 +54,7 @@ class Happenings:
         self._connection = connection
         self._session = session
         self._kinds: dict[tuple[Any, ...], int] = {}
+        self._open = 0
 
     def forget(self) -> None:
         """What a rolled back transaction had added is not there."""
@@ -71,6 +92,33 @@ class Happenings:
             "VALUES (?, ?, ?, ?, ?, ?)",
             [(self._session, *change) for change in changes],
         )
+
+    def diagnostics(self, found: Mapping[str, Any], text: str) -> None:
+        """Keep what the diagnostics found, as JSON; so many of the newest stay."""
+        self._connection.execute(
+            "INSERT INTO diagnostics (session, step, time, status, found) VALUES (?, ?, ?, ?, ?)",
+            (self._session, found["step"], found["time"], found["status"], text),
+        )
+        last = "SELECT max(id) FROM diagnostics"
+        self._connection.execute(
+            f"DELETE FROM diagnostics WHERE id <= ({last}) - {_DIAGNOSTICS_KEPT}"
+        )
+
+    def keep_newest(self, most: int) -> None:
+        """Drop what is older, but for the last word on each alert: it may still be open."""
+        for table in ("health_changes", "marks", "errors"):
+            last = f"SELECT max(id) FROM {table}"
+            self._connection.execute(f"DELETE FROM {table} WHERE id <= ({last}) - ?", (most,))
+        (count,) = self._connection.execute("SELECT count(*) FROM transitions").fetchone()
+        if count > most + self._open:
+            newest = "SELECT max(id) FROM transitions GROUP BY rule, metric, layer, rank"
+            self._connection.execute(
+                "DELETE FROM transitions WHERE id <= (SELECT max(id) FROM transitions) - ? "
+                f"AND id NOT IN ({newest})",
+                (most,),
+            )
+            left = self._connection.execute("SELECT count(*) FROM transitions").fetchone()
+            self._open = max(0, left[0] - most)
 
     def mark(self, label: str, step: int, time: float) -> None:
         """Keep a note of the user's, at a step."""

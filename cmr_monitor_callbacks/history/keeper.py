@@ -170,6 +170,16 @@ class Keeper:
         if self._writer is not None and self.rank == 0:
             self._writer.mark(label, step, self._wall())
 
+    @property
+    def keeps(self) -> bool:
+        """Whether this process keeps windows, and has a session under way."""
+        return self._writer is not None and self.rank == 0 and self._writer.is_begun
+
+    def diagnostics(self, found: Mapping[str, Any]) -> None:
+        """Keep what the diagnostics found, on rank 0; a run that is over begins no session."""
+        if self._writer is not None and self.keeps:
+            self._writer.diagnostics(found)
+
     def take_failures(self) -> list[Exception]:
         """What went wrong since the last call."""
         return [] if self._writer is None else self._writer.take_failures()

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from cmr_monitor_callbacks.errors import CMRMonitorError
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the schema (``PRAGMA user_version``). A change of the tables adds a step to `_MIGRATIONS`."""
 APPLICATION: Final = 0x434D5248
 """``PRAGMA application_id``: "CMRH"."""
@@ -138,10 +138,28 @@ CREATE TABLE marks (
     time REAL NOT NULL,
     label TEXT NOT NULL
 );
+CREATE TABLE diagnostics (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    time REAL NOT NULL,
+    status TEXT NOT NULL,
+    found TEXT NOT NULL
+);
 CREATE TABLE requests (id INTEGER PRIMARY KEY, time REAL NOT NULL, what TEXT NOT NULL, taken REAL);
 """
 
-_MIGRATIONS: Final[dict[int, str]] = {}
+_DIAGNOSTICS: Final = """
+CREATE TABLE diagnostics (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    time REAL NOT NULL,
+    status TEXT NOT NULL,
+    found TEXT NOT NULL
+)
+"""
+_MIGRATIONS: Final[dict[int, str]] = {1: _DIAGNOSTICS}
 """By the version that they start from: what makes the next version of it."""
 
 

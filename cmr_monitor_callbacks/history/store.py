@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,7 @@ class HistoryStore:
         self._plans: dict[Shape, Plan[Columns]] = {}
         self._samples = Plan(SampleColumns())
         self._unpacked: dict[str, int] = {}
+        self._held: dict[str, deque[int]] = {}
         self._sources: str | None = None
         self._version = self._data_version()
         if self.path is not None:
@@ -162,11 +164,13 @@ class HistoryStore:
 
     def _insert(self, snapshot: Snapshot | Sample, plan: Plan[Any], gathered: Array) -> None:
         data = gathered.take(plan.index).astype(_FLOATS, copy=False).tobytes()
-        self.connection.execute(
+        cursor = self.connection.execute(
             "INSERT INTO windows (session, stage, step, time, layout, data) "
             "VALUES (?, ?, ?, ?, ?, ?)",
             (self.session, snapshot.stage, snapshot.step, snapshot.time, plan.layout, data),
         )
+        if self.path is None:
+            self._held.setdefault(snapshot.stage, deque()).append(int(cursor.lastrowid or 0))
 
     def _extend(self, plan: Plan[Any], gathered: Array) -> None:
         """Make room for series that have data for the first time."""
@@ -211,6 +215,11 @@ class HistoryStore:
         with self.transaction():
             self._happenings.errors(records)
 
+    def diagnostics(self, found: Mapping[str, Any], text: str) -> None:
+        """Keep what the diagnostics found: ``found``, and as JSON."""
+        with self.transaction():
+            self._happenings.diagnostics(found, text)
+
     def describe(self, sources: Mapping[str, str], watches: str) -> None:
         """Keep where the numbers come from; costs nothing while that stays the same."""
         text = json.dumps([dict(sources), watches])
@@ -253,11 +262,11 @@ class HistoryStore:
 
     def tidy(self, now: float) -> None:
         """Pack windows, where enough have come together, and delete what is too old or too much."""
+        if self.path is None:
+            self._forget_oldest()
+            return
         for stage, count in list(self._unpacked.items()):
-            if self.path is None:
-                if count >= 2 * self._in_memory:
-                    self._drop_oldest(stage)
-            elif count >= 2 * BLOCK:
+            if count >= 2 * BLOCK:
                 pack(self.connection, self.session, stage)
                 retain(self.connection, self._config, now)
                 self._count_unpacked()
@@ -269,11 +278,10 @@ class HistoryStore:
         )
         self._unpacked = dict(found.fetchall())
 
-    def _drop_oldest(self, stage: str) -> None:
+    def _forget_oldest(self) -> None:
         """In memory there is no summary of what is dropped."""
-        newest = "SELECT id FROM windows WHERE stage = ? ORDER BY id DESC LIMIT ?"
-        self.connection.execute(
-            f"DELETE FROM windows WHERE stage = ? AND id NOT IN ({newest})",
-            (stage, stage, self._in_memory),
-        )
-        self._unpacked[stage] = self._in_memory
+        most = self._in_memory
+        for ids in self._held.values():
+            while len(ids) > most:
+                self.connection.execute("DELETE FROM windows WHERE id = ?", (ids.popleft(),))
+        self._happenings.keep_newest(most)

@@ -23,7 +23,7 @@ from cmr_monitor_callbacks.config.history import BLOCK, HistoryConfig
 from cmr_monitor_callbacks.failures import ErrorRecord
 from cmr_monitor_callbacks.health import Transition
 from cmr_monitor_callbacks.history.files import set_aside
-from cmr_monitor_callbacks.history.happenings import Change
+from cmr_monitor_callbacks.history.happenings import Change, as_text
 from cmr_monitor_callbacks.history.schema import HistoryError
 from cmr_monitor_callbacks.history.sessions import RunInfo
 from cmr_monitor_callbacks.history.store import HistoryStore
@@ -136,6 +136,17 @@ class HistoryWriter:
     def mark(self, label: str, step: int, now: float) -> None:
         """Have a note kept."""
         self._put(lambda store: store.mark(label, step, now))
+
+    def diagnostics(self, found: Mapping[str, Any]) -> None:
+        """Have what the diagnostics found kept; it may be changed afterwards."""
+        text = as_text(found)
+        about = {name: found[name] for name in ("step", "time", "status")}
+        self._put(lambda store: store.diagnostics(about, text))
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything was kept since it was made or closed; in memory: at all."""
+        return self.store is not None or self._thread is not None
 
     def take_failures(self) -> list[Exception]:
         """What went wrong since the last call."""

@@ -31,10 +31,11 @@ class Difference:
         metric: its name.
         layer: of the model; None: the whole.
         unit: of the values; counters are per step.
-        base: mean of the base run's windows.
+        base: mean of the base run's windows; NaN where it has none.
         run: mean of the other run's windows; NaN where it has none.
         change: relative to the base; NaN where that is 0.
-        verdict: ``regression``, ``improvement``, ``same`` or ``missing`` (no data in the run).
+        verdict: ``regression``, ``improvement``, ``same``, ``missing`` (no data in the run) or
+            ``new`` (none in the base).
     """
 
     metric: str
@@ -83,7 +84,7 @@ def compare(
     """
     keys = [
         key
-        for key in base.list_series("train")
+        for key in dict.fromkeys((*base.list_series("train"), *run.list_series("train")))
         if key.rank is None
         and BY_NAME[key.name].polarity is not Polarity.NEITHER
         and any(matches(glob, key.name) for glob in metrics)
@@ -93,9 +94,9 @@ def compare(
     out = []
     for key in keys:
         old, new = _windows(before[key], tail), _windows(after[key], tail)
-        if len(old):
+        if len(old) or len(new):
             out.append(_difference(key, old, new, tolerance, time_tolerance))
-    order = {"regression": 0, "missing": 1, "improvement": 2, "same": 3}
+    order = {"regression": 0, "missing": 1, "improvement": 2, "new": 3, "same": 4}
     return sorted(out, key=lambda d: order[d.verdict])
 
 
@@ -122,6 +123,9 @@ def _difference(
     unit = info.unit
     if _is_total(key.name):
         unit = f"{unit}/step"
+    if not len(old):
+        now = float(new.mean())
+        return Difference(key.name, key.layer, unit, math.nan, now, math.nan, "new")
     was = float(old.mean())
     if not len(new):
         return Difference(key.name, key.layer, unit, was, math.nan, math.nan, "missing")

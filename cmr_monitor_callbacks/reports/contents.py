@@ -47,7 +47,8 @@ def report_of(
         history: of the run.
         time_range: the stretch that is told of, such as ``"1h"`` before the newest window.
         now: time at which it is made, seconds since the Unix epoch; None: the newest window's.
-        diagnostics: what a look at the model gave, if somebody looked (`run_diagnostics`).
+        diagnostics: what a look at the model gave (`run_diagnostics`); None: what the run itself
+            kept last in that stretch.
 
     Returns:
         ``timestamp``, ``system_health``, ``performance_metrics``, ``component_status``, and beside
@@ -68,8 +69,7 @@ def report_of(
     'unknown'
     """
     report = history.consistent(lambda: _report(history, time_range, now))
-    looked = None if diagnostics is None else {name: diagnostics[name] for name in _LOOKED}
-    return {**report, "diagnostics": looked}
+    return report if diagnostics is None else {**report, "diagnostics": _looked(diagnostics)}
 
 
 def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[str, Any]:
@@ -102,7 +102,12 @@ def _report(history: RunHistory, time_range: Range, now: float | None) -> dict[s
         "errors": [_error(error) for error in history.errors(bounds)],
         "marks": [{**mark, "time": iso(mark["time"])} for mark in history.marks(bounds)],
         "resources": _resources(history, bounds),
+        "diagnostics": next(map(_looked, history.diagnostics(bounds)[-1:]), None),
     }
+
+
+def _looked(diagnostics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: diagnostics[name] for name in _LOOKED}
 
 
 _TOLD: Final = {metric.name for metric in METRICS} | {

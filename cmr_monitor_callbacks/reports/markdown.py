@@ -73,7 +73,7 @@ def _diagnostics(report: Mapping[str, Any]) -> list[str]:
     for one in found["findings"]:
         layer = "" if one["layer"] is None else f", layer {_plain(str(one['layer']))}"
         lines.append(
-            f"- **{one['severity']}** `{one['name']}`{layer}: {_plain(one['sentence'])}. "
+            f"- **{one['severity']}** {_plain(one['name'])}{layer}: {_plain(one['sentence'])}. "
             f"{_plain(one['advice'])}"
         )
     lines += [f"- not looked at: {_plain(text)}" for text in found["not_available"]]

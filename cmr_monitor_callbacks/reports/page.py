@@ -49,7 +49,7 @@ def to_html(history: RunHistory, time_range: Range = None) -> str:
         if figures:
             body.append(_section(title, note, figures))
         if title == "Alerts":
-            body += [_alert_table(report), _error_table(report)]
+            body += [_alert_table(report), _error_table(report), _diagnostics(report)]
     body.append(_foot(report))
     return Template(_PAGE.read_text(encoding="utf-8")).substitute(
         title=html.escape(str(report["run"].get("folder") or "CMR run")),
@@ -179,6 +179,35 @@ def _error_table(report: Mapping[str, Any]) -> str:
         for error in sorted(report["errors"], key=lambda e: -e["count"])
     ]
     return _table("Errors", heads, rows)
+
+
+def _diagnostics(report: Mapping[str, Any]) -> str:
+    """What the last look at the model found, and what it could not look at."""
+    found = report["diagnostics"]
+    if found is None:
+        return ""
+    rows = [
+        (
+            f"<span class='badge {html.escape(one['severity'])}'>{html.escape(one['severity'])}"
+            "</span>",
+            "" if one["layer"] is None else html.escape(str(one["layer"])),
+            f"<strong>{html.escape(one['name'])}</strong>: {html.escape(one['sentence'])}",
+            html.escape(one["advice"]),
+        )
+        for one in found["findings"]
+    ]
+    body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows[:_MOST])
+    more = f"<p class='note'>and {len(rows) - _MOST:,} more</p>" if len(rows) > _MOST else ""
+    heads = "".join(f"<th>{name}</th>" for name in ("", "layer", "finding", "what to do"))
+    table = f"<div class='scroll'><table><tr>{heads}</tr>{body}</table></div>{more}"
+    unknown = "; ".join(found["not_available"])
+    note = f"A look at the model at step {found['step']}: {found['status']}."
+    return (
+        f"<section id='diagnostics'><h2>Diagnostics</h2><p class='note'>{html.escape(note)}</p>"
+        + (table if rows else "<p>Nothing was found.</p>")
+        + (f"<p class='note'>Not looked at: {html.escape(unknown)}</p>" if unknown else "")
+        + "</section>"
+    )
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -101,7 +101,7 @@ class Numbers:
         reading = self._finish(window, parts.ledger.train, exchanged)
         time = closed.time if exchanged is None else exchanged.first.time
         own = self.own.read(self.counts(), reading, exchanged)
-        own.update(parts.examiner.take_compared())
+        own.update(self._compared(exchanged))
         own["sample_every"] = float(parts.sampling.window_every)
         tracked = self._finish_tracked(exchanged)
         return self._snapshot("train", reading, closed.step, time, own, exchanged, tracked), own
@@ -116,7 +116,7 @@ class Numbers:
     ) -> Snapshot:
         """The snapshot of a validation, a test or a prediction that is over."""
         reading = self._finish(window, statistics, exchanged)
-        own = self._parts.examiner.take_compared()
+        own = self._compared(exchanged)
         return self._snapshot(stage, reading, closed.step, closed.time, own)
 
     def of_now(self) -> Snapshot:
@@ -140,6 +140,10 @@ class Numbers:
             with suppress(LayerError):  # it looks like another rank's: left out, that was said
                 ledger.shared.column(layer)
         return ledger.finish(moved(window, ledger.layout.layers, ledger.shared.layers), stage)
+
+    def _compared(self, exchanged: Exchanged | None) -> dict[str, float]:
+        headers = None if exchanged is None else exchanged.headers
+        return self._parts.examiner.take_compared(headers)
 
     def _finish_tracked(self, exchanged: Exchanged | None) -> Tracks:
         exchange, everybody = self._parts.ranks.exchange, None

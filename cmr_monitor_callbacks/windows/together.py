@@ -128,6 +128,7 @@ class Together:
             processing_time=own.processing_time,
             **own.measured,
             resources=own.resources,
+            **self._parts.examiner.send_compared(),
             edits=float(len(self.edits)),
         )
 

@@ -203,6 +203,100 @@ def test_a_training_that_raised_does_not_spoil_the_next(tmp_path: Path) -> None:
         assert history.series("capture_calls").last[-1] == 4
 
 
+class Steps(TrainerCallback):
+    """Notes in which forwards torch's profiler is on."""
+
+    def __init__(self) -> None:
+        self.on: list[int] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kwargs["model"].register_forward_pre_hook(lambda *given: self._note(state.global_step))
+
+    def _note(self, step: int) -> None:
+        if torch.autograd._profiler_enabled():
+            self.on.append(step)
+
+
+def test_a_schedule_profiles_its_steps(tmp_path: Path) -> None:
+    schedule = {"wait": 2, "warmup": 1, "active": 2, "repeat": 1}
+    settings = STRICT | {"enable_profiling": True}
+    callback = CMRTrainerCallback(monitoring=settings, profiling={"schedule": schedule})
+    steps = Steps()
+    model = train(tmp_path, [callback, steps])
+    assert steps.on == [3, 4]  # in the warm-up torch says that it is off
+    results = callback.monitor.get_profile_results()
+    about = results["about"]
+    assert (about["first_step"], about["last_step"], about["steps"]) == (3, 4, 2)
+    assert results["sections"]["cmr/forward/layer_1"]["calls"] == 2
+    assert Path(about["trace"]).is_relative_to(tmp_path)
+    with RunHistory(tmp_path) as history:
+        [note] = history.marks()
+        assert note["label"].startswith("profile of steps 3 to 4 (schedule)")
+    assert not model._forward_hooks and callback.monitor.failures == 0
+
+
+def test_accumulated_batches_are_profiled_as_one_step(tmp_path: Path) -> None:
+    settings = STRICT | {"enable_profiling": True}
+    schedule = {"wait": 1, "warmup": 0, "active": 1}
+    callback, steps = (
+        CMRTrainerCallback(monitoring=settings, profiling={"schedule": schedule}),
+        Steps(),
+    )
+    train(tmp_path, [callback, steps], gradient_accumulation_steps=3, max_steps=4)
+    assert steps.on == [1, 1, 1]
+    assert callback.monitor.get_profile_results()["about"]["steps"] == 1
+
+
+def test_an_alert_has_the_next_steps_profiled(tmp_path: Path) -> None:
+    many = {"metric": "states_captured", "over": "run", "thresholds": {"warning": 5}}
+    callback = CMRTrainerCallback(
+        monitoring=STRICT | {"enable_profiling": True},
+        alerts={"rules": {"many": many}},
+        profiling={"schedule": None, "trigger": {"rules": {"many": 2}}},
+    )
+    steps = Steps()
+    train(tmp_path, [callback, steps])
+    [fired] = [t for t in callback.monitor.alerts.transitions if t.name == "firing"]
+    assert steps.on == [fired.step + 1, fired.step + 2]
+
+
+@pytest.mark.parametrize("how", ["the end", "an evaluation", "an exception"])
+def test_what_comes_between_ends_a_profile(tmp_path: Path, how: str) -> None:
+    settings = STRICT | {"enable_profiling": True}
+    schedule = {"wait": 2, "warmup": 0, "active": 50}
+    callback = CMRTrainerCallback(monitoring=settings, profiling={"schedule": schedule})
+    if how == "an exception":
+        with pytest.raises(RuntimeError, match="the link is down"):
+            train(tmp_path, [callback, Fails()])
+        train(tmp_path / "next", [callback])  # nobody said until now that it is over
+    else:
+        more = {"eval_strategy": "steps", "eval_steps": 5} if how == "an evaluation" else {}
+        train(tmp_path, [callback], **more)
+    assert not torch.autograd._profiler_enabled()
+    about = callback.monitor.get_profile_results()["about"]
+    assert about["first_step"] == 2
+    assert (
+        about["error"]
+        == {
+            "the end": "the training ended",
+            "an evaluation": "val came between",
+            "an exception": "the training ended",  # of the next one
+        }[how]
+    )
+
+
+def test_without_profiling_no_step_is_profiled(tmp_path: Path) -> None:
+    callback, steps = CMRTrainerCallback(monitoring=STRICT), Steps()
+    train(tmp_path, [callback, steps])
+    assert steps.on == [] and not callback.monitor.profiler.enabled
+
+
+def test_diagnostics_are_kept_at_the_end(tmp_path: Path) -> None:
+    train(tmp_path, [CMRTrainerCallback(monitoring=STRICT)])
+    with RunHistory(tmp_path) as history:
+        assert [one["step"] for one in history.diagnostics()] == [7]
+
+
 def test_a_wrong_setting_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"monitoring\.log_every_n_steps must be at least 1"):
         CMRTrainerCallback(monitoring={"log_every_n_steps": 0})

@@ -53,8 +53,8 @@ def test_every_part_is_drawn_and_can_be_seen(tmp_path: Path, window: Browser) ->
     window.show(page_of(tmp_path))
     heads = window.texts("h2")
     assert heads == [
-        *("Health", "Alerts", "Alert log", "Errors", "What changed", "Trends", "Layers"),
-        *("Latency", "Resources"),
+        *("Health", "Alerts", "Alert log", "Errors", "Diagnostics", "What changed"),
+        *("Trends", "Layers", "Latency", "Resources"),
     ]
     titles = {name: window.texts(section(name) + ".gtitle") for name in map(str.lower, heads)}
     assert titles["health"] == ["status by component", "score"]

@@ -637,7 +637,8 @@ def test_a_huge_list_is_looked_at_once(kind: str) -> None:
         monitor.detach()
     # twenty calls for each object are some tenths of a second for all of them
     assert attaching[size] - attaching[0] <= 20 * size * (3 if kind == "lists" else 1)
-    assert abs(stepping[size] - stepping[0]) <= 200
+    # a sample of the machine, taken on a thread, may be taken over by one of the two steps
+    assert abs(stepping[size] - stepping[0]) <= size / 100
 
 
 # Copies

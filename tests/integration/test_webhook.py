@@ -417,7 +417,7 @@ def test_a_dead_webhook_is_itself_visible(tmp_path: Path) -> None:
             },
         )
 
-        class Waits(type(callback).__mro__[1]):  # type: ignore[misc]
+        class Waits(pl.Callback):
             def on_train_batch_end(self, *args: Any) -> None:
                 callback.monitor.alerts.delivery.flush(10)
 

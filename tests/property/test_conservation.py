@@ -45,7 +45,7 @@ Windows = Sequence[Sequence[Op]]
 
 # Shrinking a failure takes minutes and says little more: what is drawn is short.
 quick = settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     phases=(Phase.explicit, Phase.generate),

@@ -56,6 +56,20 @@ def test_compare(runs: Path, run: str, options: list[str], code: int, said: str)
     assert any(d["verdict"] in ("regression", "missing") for d in found) == bool(code)
 
 
+def test_numbers_that_the_base_does_not_have_are_listed(runs: Path) -> None:
+    """A new number is neither better nor worse; a base without any is nothing to compare with."""
+    done = command("compare", runs / "without", runs / "base")
+    assert (done.exit_code, done.stderr) == (0, "")
+    listed = [line.split() for line in done.stdout.splitlines() if "storage_efficiency" in line]
+    assert [(row[1], row[-1]) for row in listed] == [("–", "new"), ("4", "new"), ("6", "new")]
+    assert "0 worse, 0 better, 2 the same, 3 new" in done.stdout
+    found = strict_json(command("compare", runs / "without", runs / "base", "--json").stdout)
+    new = [(d["layer"], d["base"], d["run"], d["change"]) for d in found if d["verdict"] == "new"]
+    assert new == [(None, None, 0.8, None), (4, None, 0.8, None), (6, None, 0.8, None)]
+    alone = command("compare", runs / "without", runs / "base", "--metric", "storage_efficiency")
+    assert alone.exit_code == 2 and "there is nothing to compare" in alone.stderr
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 @pytest.mark.parametrize("is_base", [True, False])
 def test_compare_with_what_cannot_be_used(

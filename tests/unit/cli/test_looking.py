@@ -29,6 +29,7 @@ READERS: dict[str, list[str]] = {
     "status": [],
     "watch": ["--once"],
     "report": [],
+    "diagnose": [],
     "export": ["--to", "out"],
     "explain": ["storage_efficiency"],
     "prune": ["--max-age", "1d"],
@@ -146,7 +147,7 @@ def test_a_run_that_has_ended_no_window(tmp_path: Path) -> None:
     store = begin(tmp_path)
     for name, options in READERS.items():
         done = command(name, tmp_path, *[o.replace("out", str(tmp_path / "o")) for o in options])
-        expected = {"ack": 2}.get(name, 0)
+        expected = {"ack": 2, "diagnose": 2}.get(name, 0)
         assert done.exit_code == expected, (name, done.output)
         assert "Traceback" not in done.output
     assert "no window yet" in command("status", tmp_path).stdout

@@ -134,7 +134,9 @@ def test_a_number_that_the_run_has_not_fails_it() -> None:
 
 def test_a_base_without_numbers_compares_with_nothing() -> None:
     empty = RunHistory(store(None))
-    assert compare(empty, run_of(step_time=[1.0])) == []
+    [found] = compare(empty, run_of(step_time=[1.0]))
+    assert (found.verdict, found.run, found.fails) == ("new", 1.0, False)
+    assert math.isnan(found.base)
     nan = run_of(step_time=[1.0, math.nan], error_rate=[math.nan, 0.0])
     assert [d.metric for d in compare(nan, nan)] == ["error_rate"]
 

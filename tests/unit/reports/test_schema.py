@@ -147,7 +147,8 @@ TIMES |= {"first_time", "last_time"}
 
 
 def is_map(path: Path_) -> bool:
-    return path in MAPS or (len(path) == 2 and path[0] in ("layers", "ranks"))
+    of_layer = len(path) == 2 and path[0] in ("layers", "ranks")
+    return path in MAPS or of_layer or path[-1:] == ("evidence",)
 
 
 def walk(node: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
@@ -228,13 +229,16 @@ def test_no_mutation_passes(full: dict[str, Any]) -> None:
             (),
         ):
             continue  # of one form with those that are tried
+        if path[-2:-1] == ("evidence",):
+            continue  # each finding has numbers of its own
         in_list = isinstance(path[-1], int)
         if not in_list and not is_map(path[:-1]):
             refuse("removed", path, lambda at, key: at.pop(key), None)
         if isinstance(value, dict) and not is_map(path):
             refuse("unknown key", path, lambda at, key: at[key].update(surprise=1), None)
         if isinstance(value, (dict, list)):
-            for other in ("text", 1, None, [] if isinstance(value, dict) else {}):
+            nothing = () if path == ("diagnostics",) else (None,)  # nobody looked
+            for other in ("text", 1, *nothing, [] if isinstance(value, dict) else {}):
                 refuse("type", path, lambda at, key, o=other: at.__setitem__(key, o), other)
             continue
         for other in wrong(path, value):
