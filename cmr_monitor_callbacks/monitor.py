@@ -450,7 +450,9 @@ class CMRPerformanceMonitor:
         ['no_memory_found']
         >>> monitor.detach()
         """
-        snapshot = self._windows.now()
+        return self._diagnose(self._windows.now())
+
+    def _diagnose(self, snapshot: Snapshot) -> dict[str, Any]:
         try:
             history: RunHistory | None = self._parts.keeper.read()
         except HistoryError:
@@ -465,8 +467,8 @@ class CMRPerformanceMonitor:
         parts = self._parts
         new = self.current_step >= 0 and parts.examiner.looked_at != self.current_step
         if self.config.diagnostics.at_end and parts.keeper.keeps and new:
-            with self.guard("the diagnostics"):
-                self.run_diagnostics()
+            with self.guard("the diagnostics"):  # the last window is over: none is begun
+                self._diagnose(self._windows.numbers.of_now())
 
     def measure_hooks(self) -> AbstractContextManager[Any]:
         """Time the model's hooks while it is called inside; `run_diagnostics` then shows it."""

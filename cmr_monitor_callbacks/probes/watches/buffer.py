@@ -132,6 +132,13 @@ class BufferWatch(BaseWatch):
         if self.counts_calls:
             self._report.live(layer, *_COUNTED)
 
+    def _place(self, layer: Any) -> int | None:
+        """Where a layer's numbers go; it may come and go between two looks at a window's end."""
+        at = self._report.place(layer)
+        if at is not None and layer not in self._layers:
+            self._meet(layer)
+        return at
+
     def _wrap(self, ways: Ways) -> None:
         owner = self._owner()
         offered = sorted(self._offers)
@@ -303,7 +310,7 @@ class BufferWatch(BaseWatch):
         offered = counted or (0 if out is False else offered_states(name, args, kwargs))
         has = self.shelf.lengths()
         for layer in {*had, *has}:
-            where = report.place(layer)
+            where = self._place(layer)
             if where is None:
                 continue
             gone = had.get(layer, 0) + (offered if where == at else 0) - has.get(layer, 0)
@@ -389,7 +396,7 @@ class BufferWatch(BaseWatch):
             after, came_since = lengths(), report.came()
             kind = EVICTED if scope.now.storing is self else CLEARED
             for each in {*before, *after}:
-                at = report.place(each)
+                at = self._place(each)
                 if at is not None:
                     moved = came_since(each) - came(each)
                     gone = before.get(each, 0) + moved - after.get(each, 0)
