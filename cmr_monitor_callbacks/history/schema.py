@@ -19,7 +19,15 @@ APPLICATION: Final = 0x434D5248
 BUSY: Final = 5.0
 """Seconds that a connection waits for another one's lock."""
 
-_TABLES: Final = """
+_DIAGNOSTICS: Final = """CREATE TABLE diagnostics (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    time REAL NOT NULL,
+    status TEXT NOT NULL,
+    found TEXT NOT NULL
+)"""
+_TABLES: Final = f"""{_DIAGNOSTICS};
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY,
     started REAL NOT NULL,
@@ -32,7 +40,7 @@ CREATE TABLE sessions (
     git_commit TEXT,
     versions TEXT NOT NULL,
     config TEXT NOT NULL,
-    sources TEXT NOT NULL DEFAULT '{}',
+    sources TEXT NOT NULL DEFAULT '{{}}',
     watches TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE series (
@@ -138,26 +146,7 @@ CREATE TABLE marks (
     time REAL NOT NULL,
     label TEXT NOT NULL
 );
-CREATE TABLE diagnostics (
-    id INTEGER PRIMARY KEY,
-    session INTEGER NOT NULL,
-    step INTEGER NOT NULL,
-    time REAL NOT NULL,
-    status TEXT NOT NULL,
-    found TEXT NOT NULL
-);
 CREATE TABLE requests (id INTEGER PRIMARY KEY, time REAL NOT NULL, what TEXT NOT NULL, taken REAL);
-"""
-
-_DIAGNOSTICS: Final = """
-CREATE TABLE diagnostics (
-    id INTEGER PRIMARY KEY,
-    session INTEGER NOT NULL,
-    step INTEGER NOT NULL,
-    time REAL NOT NULL,
-    status TEXT NOT NULL,
-    found TEXT NOT NULL
-)
 """
 _MIGRATIONS: Final[dict[int, str]] = {1: _DIAGNOSTICS}
 """By the version that they start from: what makes the next version of it."""
