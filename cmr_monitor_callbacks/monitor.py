@@ -467,8 +467,10 @@ class CMRPerformanceMonitor:
         parts = self._parts
         new = self.current_step >= 0 and parts.examiner.looked_at != self.current_step
         if self.config.diagnostics.at_end and parts.keeper.keeps and new:
-            with self.guard("the diagnostics"):  # the last window is over: none is begun
-                self._diagnose(self._windows.numbers.of_now())
+            with self.guard("the diagnostics"):
+                with self.lock:  # the last window is over, and polling would begin one
+                    snapshot = self._windows.numbers.of_now()
+                self._diagnose(snapshot)
 
     def measure_hooks(self) -> AbstractContextManager[Any]:
         """Time the model's hooks while it is called inside; `run_diagnostics` then shows it."""
