@@ -98,6 +98,9 @@ class CMRPerformanceMonitor:
         self.note_error = parts.out_of_memory.note
         """Told an error that ends a step; one that says that memory ran out is looked into."""
         self._ledger, self._listening, self._ranks = parts.ledger, parts.listening, parts.ranks
+        self._sampling, self._numbers = parts.sampling, self._windows.numbers
+        self.step_under_way = parts.position.under_way
+        """Says which step that is."""
         self._steps = parts.ledger.recorder.steps
         self._times_steps = "timing" in parts.kinds
         self._batches = 0
@@ -126,11 +129,13 @@ class CMRPerformanceMonitor:
 
     def refresh(self) -> None:
         """Before a step: notice objects of the model that were replaced since the last."""
-        windows, listening, step = self._windows, self._listening, self._parts.position.step + 1
-        windows.numbers.begin_step()
-        listening.refresh()
-        listening.time_calls(on=self._parts.sampling.takes(step))
-        listening.look_closely(on=windows.takes_closely(step))
+        listening = self._listening
+        self._numbers.begin_step()
+        if listening.watching or self._sampling.every > 1 or not listening.timed:
+            step = self._parts.position.step + 1
+            listening.refresh()
+            listening.time_calls(on=self._sampling.takes(step))
+            listening.look_closely(on=self._windows.takes_closely(step))
 
     def begin_batch(self) -> None:
         """Before a batch of a stage other than training: some are timed, see ``sample_every``."""
@@ -140,7 +145,8 @@ class CMRPerformanceMonitor:
 
     def take_outputs(self, outputs: Any) -> None:
         """Note the statistics that a training step returned, as numbers; nothing is kept alive."""
-        self._listening.take_outputs(outputs)
+        if self._listening.watching:
+            self._listening.take_outputs(outputs)
 
     def describe(self) -> str:
         """What each number comes from, in lines; '' where nothing is watched."""
@@ -194,9 +200,9 @@ class CMRPerformanceMonitor:
             self._ledger.fold()
             self._parts.fold_tracked()
         if self._times_steps:
-            wall = step if wait is None else step + wait
-            times = (step, wait, forward, backward, optimizer, monitor, passes)
-            self._steps.extend((*times, samples, tokens, wall))
+            self._steps.extend(
+                (step, wait, forward, backward, optimizer, monitor, passes, samples, tokens)
+            )
 
     def record_capture(
         self,

@@ -127,7 +127,12 @@ class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
         """Of the other stages: one may come between the batches of a step."""
         self._now = self.monitor.clock.monotonic
         self._profiler = self.monitor.profiler
-        self._watch = StallWatch(self.monitor.alert_config.stall, self._tell_of_stall, self._now)
+        self._watch = StallWatch(
+            self.monitor.alert_config.stall,
+            self._tell_of_stall,
+            self.monitor.step_under_way,
+            self._now,
+        )
         self._trainer: weakref.ref[Trainer] | None = None
         self._handles: list[Any] = []
         self._gate_closed = False
@@ -322,7 +327,6 @@ class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
     def _after_optimizer(self, *args: Any) -> None:
         self._timer.after_optimizer(self._now())
 
-    @_guarded
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -338,14 +342,19 @@ class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
         try:
             if self._counts_batches:  # not at its start: a batch that Lightning skips never ends
                 timer.holds(*batch_shape(batch))
-            self.monitor.take_outputs(outputs)
+            monitor = self.monitor
+            monitor.take_outputs(outputs)
             if batch_steps(trainer, batch_idx):
                 record, step = timer.take(), current_step(trainer)
-                self.monitor.record_step(*record)
-                self._watch.stepped(record[0], step)
+                monitor.record_step(*record)
+                self._watch.steps.append(record[0])
                 if self._profiler.planner is not None:
                     self._profiler.end_step(step)
-                self.monitor.step(step)
+                monitor.step(step)
+        except (MonitorFailure, CriticalAlert):
+            raise
+        except Exception as error:  # as in `_guarded`, without a call in between
+            self.monitor.note_failure("on_train_batch_end", error)
         finally:
             timer.left_hook(entered, self._now())
 

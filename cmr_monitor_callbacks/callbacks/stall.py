@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -36,22 +37,28 @@ class StallWatch:
     Args:
         config: what counts as a stall.
         tell: told of a stall and of its end, on the watchdog's thread.
+        step: says which step is under way.
         now: the clock of the stopwatches.
+
+    Attributes:
+        steps: seconds of the last steps of training; whoever trains appends to it.
     """
 
     def __init__(
         self,
         config: StallConfig,
         tell: Callable[[StallReport], None],
+        step: Callable[[], int],
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config
         self._tell = tell
+        self._step = step
         self._now = now
+        self.steps: deque[float] = deque(maxlen=1)
         self._timer: StepTimer | None = None
         self._stage = "train"
         self._special: tuple[str, float] = ("start", now())
-        self._step = 0
         self._watchdog: StallWatchdog | None = None
 
     def start(self, trainer: Trainer, timer: StepTimer) -> None:
@@ -73,6 +80,7 @@ class StallWatch:
             folder=log_folder(trainer),
             now=self._now,
         )
+        self.steps = self._watchdog.steps
         self._watchdog.start()
 
     @property
@@ -96,12 +104,6 @@ class StallWatch:
         self._timer, self._stage = timer, stage
         self._special = (_STAGES.get(stage, "data"), self._now())
 
-    def stepped(self, seconds: float, step: int) -> None:
-        """A step of training is over."""
-        self._step = step + 1
-        if self._watchdog is not None:
-            self._watchdog.steps.append(seconds)
-
     def writes_checkpoint(self) -> None:
         """A checkpoint is being written."""
         self._special = ("checkpoint", self._now())
@@ -113,7 +115,7 @@ class StallWatch:
             inner, mark = self._timer.stand()
             if mark > since:
                 phase, since = inner if self._stage == "train" else _STAGES[self._stage], mark
-        return Stand(phase, since, self._step)
+        return Stand(phase, since, self._step())
 
 
 class StallWatchdogCallback(*callback_bases()):  # type: ignore[misc]
@@ -142,7 +144,8 @@ class StallWatchdogCallback(*callback_bases()):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.config = parse(StallConfig, stall, "stall")
-        self._watch = StallWatch(self.config, notify or _say)
+        self._step = 0
+        self._watch = StallWatch(self.config, notify or _say, self._under_way)
         self._timer = StepTimer()
         self._other = StepTimer()
 
@@ -150,6 +153,9 @@ class StallWatchdogCallback(*callback_bases()):  # type: ignore[misc]
     def state_key(self) -> str:
         """Key of this callback's state in a checkpoint."""
         return "StallWatchdogCallback"
+
+    def _under_way(self) -> int:
+        return self._step
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch."""
@@ -183,7 +189,8 @@ class StallWatchdogCallback(*callback_bases()):  # type: ignore[misc]
         """A batch is over."""
         self._timer.batch_end(time.perf_counter())
         if batch_steps(trainer, batch_idx):
-            self._watch.stepped(self._timer.take()[0], current_step(trainer))
+            self._step = current_step(trainer) + 1
+            self._watch.steps.append(self._timer.take()[0])
 
     def on_save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """A checkpoint is being written."""

@@ -53,6 +53,10 @@ class Listening:
         failures: told of the model's errors, and where a watch itself fails.
         step: gives the step that is under way.
         told: what is done with ``record_capture`` and ``record_reconstruction``.
+
+    Attributes:
+        watching: whether anything is watched; a model with probes alone needs no look at each step.
+        timed: whether calls are timed now.
     """
 
     def __init__(
@@ -77,10 +81,10 @@ class Listening:
         )
         self.timing = timing
         self.automatic = AutomaticAttachment(new_report, config, *told)
-        self._watching = False
+        self.watching = False
         self._model: Callable[[], nn.Module | None] = _no_model
         self._sections = Sections()
-        self._timed = True
+        self.timed = True
         self._sources: dict[int, Mapping[str, str]] = {}
         """By the steps from one timed step to the next."""
         self._find_sources()
@@ -100,13 +104,13 @@ class Listening:
         """
         self._model = weakref.ref(model)
         if self.timing.choose(model):
-            self._time_calls(on=self._timed)
+            self._time_calls(on=self.timed)
         if self._config.explicit:
             self._probes.attach(model)
         automatic = self._config.automatic
         if automatic or (automatic is None and not len(self._probes)):
             self.automatic.attach(model, own_monitor)
-        self._watching = bool(self.automatic)
+        self.watching = bool(self.automatic)
         self._find_sources()
         return self.found
 
@@ -121,13 +125,13 @@ class Listening:
         self._sections.leave()
         self._probes.detach()
         self.automatic.detach()
-        self._watching = False
+        self.watching = False
         self.timing.close()
         self._probes.clock = None
 
     def refresh(self) -> None:
         """Before a step: notice objects that were replaced since the last."""
-        if not self._watching:
+        if not self.watching:
             return
         try:
             self.automatic.refresh()
@@ -139,8 +143,8 @@ class Listening:
 
         What a model gives as ``seconds`` by itself is taken always.
         """
-        if on is not self._timed:
-            self._timed = on
+        if on is not self.timed:
+            self.timed = on
             self._time_calls(on=on)
 
     def _time_calls(self, *, on: bool) -> None:
@@ -150,12 +154,12 @@ class Listening:
 
     def look_closely(self, *, on: bool) -> None:
         """Take similarities and look at the output, or leave that out."""
-        if self._watching:
+        if self.watching:
             self.automatic.sample(on)
 
     def take_outputs(self, outputs: Any) -> None:
         """Note the statistics that a training step returned, as numbers; nothing is kept alive."""
-        if self._watching and type(outputs) is dict:
+        if self.watching and type(outputs) is dict:
             with self._failures.guard("reading what the step returned"):
                 self.automatic.take_outputs(outputs)
 
@@ -165,10 +169,10 @@ class Listening:
         Args:
             begun: whether that may begin a window; else only one that has begun gets it.
         """
-        if self._watching and (begun or self._ledger.dirty or self._ledger.recorder.pending):
+        if self.watching and (begun or self._ledger.dirty or self._ledger.recorder.pending):
             with self._failures.guard("reading the model"):
                 self.automatic.poll()
-        if (self._watching and self.automatic.changed) or self.timing.changed:
+        if (self.watching and self.automatic.changed) or self.timing.changed:
             self._find_sources()
 
     def place_cells(self, device: torch.device) -> None:

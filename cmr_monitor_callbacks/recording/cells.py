@@ -333,10 +333,17 @@ class DeviceCells:
         return [block.read() for block in self._blocks if compiled or block.used.up]
 
 
+_counters: Any = None
+"""What Dynamo has counted, once it is there; asked before each backward."""
+
+
 def anything_compiled() -> bool:
     """Whether ``torch.compile`` was used in this process."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and bool(dynamo.utils.counters["stats"])
+    global _counters
+    if _counters is None:
+        utils = sys.modules.get("torch._dynamo.utils")
+        _counters = getattr(utils, "counters", None)
+    return _counters is not None and bool(_counters.get("stats"))
 
 
 def was_compiled(function: object) -> bool:

@@ -11,12 +11,12 @@ from cmr_monitor_callbacks.catalogue import RECORDS
 from cmr_monitor_callbacks.folding import FIRST_ROW, TIMER_ROWS, Durations
 from cmr_monitor_callbacks.packed import ROW, Packed
 
-STEP_FIELDS: Final = (*RECORDS["timing"], "samples", "tokens", "wall")
-"""What is recorded of a step: times in seconds, forward passes, how much was in its batches, and
-``wall``, its time and the wait before it. None: not known, or, of a device's time, not yet."""
+STEP_FIELDS: Final = (*RECORDS["timing"], "samples", "tokens")
+"""What is recorded of a step: times in seconds, forward passes, and how much was in its batches.
+None: not known, or, of a device's time, not yet."""
 STRIDE: Final = len(STEP_FIELDS)
-_FORWARD, _PASSES, _SAMPLES, _TOKENS, _WALL = (
-    STEP_FIELDS.index(name) for name in ("forward", "passes", "samples", "tokens", "wall")
+_FORWARD, _PASSES, _SAMPLES, _TOKENS = (
+    STEP_FIELDS.index(name) for name in ("forward", "passes", "samples", "tokens")
 )
 _WAIT: Final = STEP_FIELDS.index("data_wait")
 _WAITED: Final = ROW["waited_wall_seconds"]
@@ -35,7 +35,9 @@ def add_steps(packed: Packed, items: Sequence[Any], durations: Durations) -> Non
     """
     columns = [items[field::STRIDE] for field in range(STRIDE)]
     given = [[x for x in c if x is not None] if None in c else c for c in columns]
-    passes, walls = columns[_PASSES], columns[_WALL]
+    passes = columns[_PASSES]
+    # a step's time and the wait before it
+    walls = [s if w is None else s + w for s, w in zip(columns[0], columns[_WAIT], strict=True)]
     sums = [float(sum(values)) for values in given]
     counts = [len(values) for values in given]
     seconds = [_beside(columns[field], walls, counts[field]) for field in (_SAMPLES, _TOKENS)]

@@ -47,9 +47,14 @@ class Finisher:
         self.muted = False
         self.snapshot = Snapshot.empty("train")
 
+    @property
+    def waits(self) -> bool:
+        """Whether a window that has ended, or what ranks asked for with it, is still to be done."""
+        return self.closed is not None or self._together.undecided is not None
+
     def publish_if_due(self) -> None:
         """After a step: finish the window that has ended, if its numbers are here."""
-        if self.closed is None and self._together.undecided is None:
+        if not self.waits:
             return
         if self._together.exchange is None:
             if self.closed is None or self.closed.ready:

@@ -31,7 +31,6 @@ class Windows:
         parts: of the monitor.
 
     Attributes:
-        steps: of a window, where windows are in steps.
         snapshots: the last of each other stage.
         seconds: that the ends of windows took.
         decisions: what rules and ranks ask for.
@@ -43,7 +42,9 @@ class Windows:
         self._parts = parts
         self.lock = parts.ledger.lock
         monitoring = parts.settings.monitoring
-        self.steps = monitoring.log_every_n_steps or DEFAULT_WINDOW
+        self._quiet_until = 0
+        """Before this step no window ends and none waits to be finished; 0: nobody knows."""
+        self._steps = monitoring.log_every_n_steps or DEFAULT_WINDOW
         self._interval = monitoring.metric_collection_interval
         self._mutes_when = parts.settings.alerts.mute
         self._position = parts.position
@@ -87,28 +88,49 @@ class Windows:
         """The newest of training."""
         return self.finisher.snapshot
 
+    @property
+    def steps(self) -> int:
+        """Of a window, where windows are in steps."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._steps, self._quiet_until = steps, 0
+
     # -- steps ------------------------------------------------------------------------------
 
-    @locked
     def step(self, step: int | None = None) -> None:
         """A step is over; see `CMRPerformanceMonitor.step`."""
         position = self._position
-        position.step = position.step + 1 if step is None else step
+        before = position.step
+        if step is None:
+            step = before + 1
+        if before < step < self._quiet_until:  # most steps
+            position.step = step
+        else:
+            self._step(step)
+
+    @locked
+    def _step(self, step: int) -> None:
+        position = self._position
+        position.step = step
         self.finisher.publish_if_due()
         if self._interval is None:
-            due = (position.step + 1) % self.steps == 0
+            due = (step + 1) % self._steps == 0
         elif self.together.exchange is not None:
-            due = position.step >= self.together.next_end
+            due = step >= self.together.next_end
         else:
             due = self._parts.clock.monotonic() - position.since >= self._interval
         if due:
             self.close()
+        if self._interval is None and not self.finisher.waits:
+            self._quiet_until = step + self._steps - (step + 1) % self._steps
 
     def takes_closely(self, step: int) -> bool:
         """Whether a step is the one of its window at whose tensors the monitor looks."""
         sampling = self._parts.sampling
         if self._interval is None:
-            return sampling.takes_last(step, self.steps)
+            return sampling.takes_last(step, self._steps)
         return sampling.takes_first(step, self._position.begin)  # nobody knows which is the last
 
     def mute(self, why: str) -> None:
@@ -120,6 +142,7 @@ class Windows:
     def close(self) -> None:
         """End the training window in hand; its snapshot comes as soon as its numbers are here."""
         parts, position = self._parts, self._position
+        self._quiet_until = 0
         start = parts.clock.monotonic()
         parts.listening.poll()
         self.finisher.publish()
@@ -148,7 +171,7 @@ class Windows:
         self.seconds += self.numbers.own.processing_time
 
     def _send(self, closed: ClosedWindow, now: float, edits: str) -> None:
-        lag, next_end = min(LAG, self.steps - 1), closed.step + 1
+        lag, next_end = min(LAG, self._steps - 1), closed.step + 1
         if self._interval is not None:
             lag, position = LAG, self._position
             per_step = (now - position.since) / max(1, closed.step - position.begin)
