@@ -184,6 +184,8 @@ class Reader:
         self._seen = b""
         self._usable: Array = np.empty(0)
         self._missing: NDArray[np.bool_] = np.empty(0, dtype=bool)
+        self._both: Array = np.empty(0)
+        self._counted: NDArray[np.bool_] | None = None
 
     def read(self, packed: Packed, run: Packed) -> Array:
         """Every metric, for the model as a whole and for each layer.
@@ -198,7 +200,15 @@ class Reader:
             data.
         """
         self._plan(run)
-        values = _with_derived(packed.values, run)
+        return self._table(packed, run)
+
+    def read_both(self, packed: Packed, run: Packed) -> tuple[Array, Array]:
+        """What `read` and `counters` give, for a window that is part of the run."""
+        self._plan(run)
+        return self._table(packed, run), self._counters(self._with_derived(run.values))
+
+    def _table(self, packed: Packed, run: Packed) -> Array:
+        values = self._with_derived(packed.values)
         out = np.full((len(METRICS), packed.width), np.nan)
         out[_COUNTERS] = self._counters(values)
         both = np.concatenate((values, packed.samples))
@@ -219,7 +229,7 @@ class Reader:
     def counters(self, run: Packed) -> Array:
         """The counters alone, rows in the order of `COUNTERS`."""
         self._plan(run)
-        return self._counters(_with_derived(run.values, run))
+        return self._counters(self._with_derived(run.values))
 
     def _counters(self, values: Array) -> Array:
         counters: Array = values[_COUNTER_ROWS]
@@ -227,13 +237,28 @@ class Reader:
         counters[self._missing] = np.nan
         return counters
 
+    def _with_derived(self, values: Array) -> Array:
+        """Values without gauges, and two rows that follow from others; 0 where never seen."""
+        out = np.empty((_ROWS + 1, values.shape[1]))
+        out[:_ROWS] = values
+        out[_GAUGES] = 0.0
+        out[_REJECTED] = (values[_CAPTURED] - values[_STORED]) * self._both
+        # operations that could have failed, where nobody counted them for us
+        operations = values[_OPERATIONS].sum(axis=0)
+        if self._counted is not None:
+            operations = np.where(self._counted, values[_COUNTED], operations)
+        out[_COUNTED] = operations
+        return out
+
     def _plan(self, run: Packed) -> None:
         seen = run.samples > 0
         key = seen.tobytes()
         if key == self._seen:
             return
         self._seen = key
-        captured_and_stored = seen[ROW["states_captured"]] & seen[ROW["states_stored"]]
+        captured_and_stored = seen[_CAPTURED] & seen[_STORED]
+        self._both = captured_and_stored.astype(np.float64)
+        self._counted = seen[_COUNTED].copy() if seen[_COUNTED].any() else None
         seen = np.vstack((seen, captured_and_stored))
         seen[ROW["operations"]] |= seen[_OPERATIONS].any(axis=0)
         present = np.concatenate((seen, np.ones_like(run.samples, dtype=bool)))
@@ -250,19 +275,6 @@ def read(packed: Packed, run: Packed) -> Array:
 def read_counters(run: Packed) -> Array:
     """The counters alone; see `Reader.counters`."""
     return Reader().counters(run)
-
-
-def _with_derived(values: Array, run: Packed) -> Array:
-    """Values without gauges, and two rows that follow from others; 0 for what was never seen."""
-    out = np.empty((_ROWS + 1, values.shape[1]))
-    out[:_ROWS] = values
-    out[_GAUGES] = 0.0
-    both = (run.samples[_CAPTURED] > 0) & (run.samples[_STORED] > 0)
-    out[_REJECTED] = (values[_CAPTURED] - values[_STORED]) * both
-    # operations that could have failed, where nobody counted them for us
-    counted = run.samples[_COUNTED] > 0
-    out[_COUNTED] = np.where(counted, values[_COUNTED], values[_OPERATIONS].sum(axis=0))
-    return out
 
 
 def _read_gauges(values: Array, held: Array, out: Array) -> None:

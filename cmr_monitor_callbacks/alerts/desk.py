@@ -23,7 +23,7 @@ from cmr_monitor_callbacks.alerts.manager import AlertManager
 from cmr_monitor_callbacks.alerts.missed import Missed
 from cmr_monitor_callbacks.alerts.notice import Alert, Notice
 from cmr_monitor_callbacks.alerts.watches import Watches
-from cmr_monitor_callbacks.config import AlertConfig, AlertThresholds, EscalationConfig
+from cmr_monitor_callbacks.config import NO_ESCALATION, AlertConfig, AlertThresholds
 from cmr_monitor_callbacks.config.conditions import Expression, parse_expression
 from cmr_monitor_callbacks.config.spans import parse_span
 from cmr_monitor_callbacks.errors import ConfigError, nearest
@@ -263,7 +263,7 @@ class AlertDesk:
         for name in Severity:  # one raise may lead to the next
             if severity is not name:
                 continue
-            rule = self._config.escalation_rules.get(name.value, EscalationConfig())
+            rule = self._config.escalation_rules.get(name.value, NO_ESCALATION)
             for then in rule.then:
                 amount, unit = parse_span(then.after)
                 if passed[unit] >= amount and not (acked and then.unless == "acked"):

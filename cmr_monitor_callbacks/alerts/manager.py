@@ -13,7 +13,7 @@ from typing import Any
 
 from cmr_monitor_callbacks.alerts.notice import Alert, Notice
 from cmr_monitor_callbacks.alerts.overflow import Overflow
-from cmr_monitor_callbacks.config import AlertConfig, EscalationConfig, SilenceConfig, parse
+from cmr_monitor_callbacks.config import NO_ESCALATION, AlertConfig, SilenceConfig, parse
 from cmr_monitor_callbacks.health import AlertRule, AlertState, Key, Phase, Severity, Transition
 from cmr_monitor_callbacks.layers import matches
 
@@ -235,7 +235,7 @@ class AlertManager:
 
     def _put_due(self, state: AlertState, due: dict[Group, _Due], step: int, now: float) -> None:
         episode, key = self._episodes[state.key], state.key
-        escalation = self._escalation.get(episode.severity, EscalationConfig())
+        escalation = self._escalation.get(episode.severity, NO_ESCALATION)
         if not escalation.immediate and now - episode.fired < escalation.delay:
             return
         rose = bool(episode.told) and _rank(episode.severity) > _rank(episode.told)

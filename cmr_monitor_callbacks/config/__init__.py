@@ -1,6 +1,7 @@
 """Settings: pydantic models with the specification's field names, and the shipped presets."""
 
 from cmr_monitor_callbacks.config.alerts import (
+    NO_ESCALATION,
     AlertConfig,
     EscalationConfig,
     InhibitConfig,
@@ -33,6 +34,7 @@ from cmr_monitor_callbacks.config.rules import (
 )
 
 __all__ = [
+    "NO_ESCALATION",
     "SEVERITIES",
     "AlertConfig",
     "AlertThresholds",

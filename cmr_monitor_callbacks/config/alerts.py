@@ -41,6 +41,10 @@ class EscalationConfig(Settings):
     """What becomes of it if it goes on."""
 
 
+NO_ESCALATION: Final = EscalationConfig()
+"""Of a severity of which the settings say nothing: told at once, and not raised."""
+
+
 class WarmupConfig(Settings):
     """The start of a run, when numbers mean little: no rule is judged."""
 

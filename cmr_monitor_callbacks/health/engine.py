@@ -175,11 +175,10 @@ class AlertEngine:
             self._memory.set_clocks(now - float(self._at[2, 0]))
             self._at[2] = now
         limits, memory = self._limits, self._memory
-        raw = self._series.values(numbers)
+        raw, companions = self._series.read(numbers)
         held = (limits.mutable & muted) | (limits.waits & warming_up)
         raw[held] = math.nan
         self._values = self._compared(raw, step, steps)
-        companions = self._series.companions(numbers)
         level, data, broken = self._levels(self._values, held, companions)
         self._idle = self._nothing if companions is None else companions[0] | companions[1]
         phase, severity = memory.phase.copy(), memory.severity.copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
@@ -19,9 +19,53 @@ from cmr_monitor_callbacks.packed import METRIC_ROW
 from cmr_monitor_callbacks.snapshot import By, Over, Table
 
 Places = NDArray[np.intp]
+Source = tuple[Table, By]
 Mask = NDArray[np.bool_]
 NOWHERE: Final = -1
 """Place of a number that is in no table."""
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Where numbers of a table stand among all that are taken from it.
+
+    Attributes:
+        source: the table.
+        at: the stretch.
+    """
+
+    source: Source
+    at: slice
+
+
+class _Gather:
+    """Takes the numbers of all rules out of each table at once."""
+
+    def __init__(self) -> None:
+        self._places: dict[Source, list[Places]] = {}
+        self._all: dict[Source, Places] = {}
+
+    def add(self, source: Source, places: Places) -> _Stretch:
+        """Take these places too; `NOWHERE` is no data."""
+        known = self._places.setdefault(source, [])
+        start = sum(map(len, known))
+        known.append(places)
+        return _Stretch(source, slice(start, start + len(places)))
+
+    def close(self) -> None:
+        """Nothing is added any more."""
+        self._all = {source: np.concatenate(parts) for source, parts in self._places.items()}
+
+    def taken(self, numbers: Numbers) -> dict[Source, Array]:
+        """The numbers of a window, by table, in the order in which they were added."""
+        found = {}
+        for source, places in self._all.items():
+            table = numbers.table(*source)
+            flat = np.empty(table.size + 1)
+            flat[:-1] = table.reshape(-1)
+            flat[NOWHERE] = math.nan
+            found[source] = flat[places]
+        return found
 
 
 @dataclass(frozen=True)
@@ -32,8 +76,7 @@ class _Grid:
         rule: the rule.
         start: first of its instances; they lie together.
         shape: metrics, layers, ranks before any become one.
-        source: table.
-        places: in it, flat, of all series.
+        stretch: of all series, flat.
         own: names and ranks of the numbers that are in no table, with their places in the grid.
         ranks: by place on the last axis.
         layers: by place on the middle axis.
@@ -42,8 +85,7 @@ class _Grid:
     rule: AlertRule
     start: int
     shape: tuple[int, int, int]
-    source: tuple[Table, By]
-    places: Places
+    stretch: _Stretch
     own: list[tuple[int, str, int | None, Over]]
     layers: Sequence[LayerId | None]
     ranks: Sequence[int | None]
@@ -56,22 +98,20 @@ class _Companion:
     Attributes:
         compare: of values with the limit.
         limit: the other number.
-        source: table; None: the numbers are in none.
-        places: in it, flat, by instance of the rule.
+        stretch: of the values, by instance of the rule; None: they are in no table.
         own: name, rank and stretch of numbers that are in no table, by instance.
     """
 
     compare: Callable[[Any, Any], Any]
     limit: float
-    source: tuple[Table, By] | None
-    places: Places | None
+    stretch: _Stretch | None
     own: list[tuple[str, int | None, Over]]
 
-    def values(self, numbers: Numbers) -> Array:
+    def values(self, numbers: Numbers, taken: Mapping[Source, Array]) -> Array:
         """The numbers that are compared, by instance."""
-        if self.source is None or self.places is None:
+        if self.stretch is None:
             return np.array([numbers.own_value(*own) for own in self.own], dtype=np.float64)
-        return _taken(numbers.table(*self.source), self.places)
+        return taken[self.stretch.source][self.stretch.at]
 
 
 class Series:
@@ -102,20 +142,22 @@ class Series:
         self.rank: list[int | None] = []
         self.counts: list[int] = []
         self.found: dict[int, tuple[LayerId | None, int | None]] = {}
-        self._gathered: dict[tuple[Table, By], tuple[list[Places], list[Places]]] = {}
+        self._gather = _Gather()
+        alone: dict[Source, tuple[list[Places], list[Places]]] = {}
         self._own: list[tuple[int, str, int | None, Over]] = []
         self._grids: list[_Grid] = []
         self._whens: list[tuple[slice, list[list[_Companion]]]] = []
         for rule in self.rules:
             before = len(self.metric)
             if ranks >= rule.min_ranks:
-                self._add(rule)
+                self._add(rule, alone)
             self.counts.append(len(self.metric) - before)
         self.rule = np.repeat(np.arange(len(self.rules)), self.counts)
         self._plain = [
-            (source, np.concatenate(at), np.concatenate(places))
-            for source, (at, places) in self._gathered.items()
+            (self._gather.add(source, np.concatenate(places)), np.concatenate(at))
+            for source, (at, places) in alone.items()
         ]
+        self._gather.close()
 
     def __len__(self) -> int:
         return len(self.metric)
@@ -124,7 +166,7 @@ class Series:
         """What tells an instance apart, whatever the order."""
         return self.rules[self.rule[i]].name, self.metric[i], self.layer[i], self.rank[i]
 
-    def _add(self, rule: AlertRule) -> None:
+    def _add(self, rule: AlertRule, alone: dict[Source, tuple[list[Places], list[Places]]]) -> None:
         layers: list[LayerId | None] = [None]
         if rule.layer is not None:
             known = [layer for layer in self._columns if layer is not None]
@@ -138,22 +180,15 @@ class Series:
             ranks = [rank for rank in range(self._ranks) if matches(rule.rank, rank)]
         if not layers or not ranks:
             return
-        grid = _Grid(
-            rule,
-            len(self.metric),
-            (len(rule.metrics), len(layers), len(ranks)),
-            self._source(rule),
-            self._places(rule, layers, ranks),
-            [
-                (i, metric, rank if self._ranks > 1 else None, _over(rule))
-                for i, (metric, layer, rank) in enumerate(
-                    (m, c, r) for m in rule.metrics for c in layers for r in ranks
-                )
-                if metric not in METRIC_ROW and layer is None
-            ],
-            layers,
-            ranks,
-        )
+        start, source = len(self.metric), self._source(rule)
+        places = self._places(rule, layers, ranks)
+        own = [
+            (i, metric, rank if self._ranks > 1 else None, _over(rule))
+            for i, (metric, layer, rank) in enumerate(
+                (m, c, r) for m in rule.metrics for c in layers for r in ranks
+            )
+            if metric not in METRIC_ROW and layer is None
+        ]
         by_layer: Sequence[LayerId | None] = layers if rule.reduce_layers == "none" else [None]
         by_rank: Sequence[int | None] = ranks if rule.reduce_ranks == "none" else [None]
         for metric in rule.metrics:
@@ -161,25 +196,24 @@ class Series:
                 self.metric.extend([metric] * len(by_rank))
                 self.layer.extend([layer] * len(by_rank))
                 self.rank.extend(by_rank)
+        if rule.when:
+            mine = slice(start, len(self.metric))
+            self._whens.append((mine, self._companions_of(rule, layers, ranks)))
         if (rule.reduce_layers, rule.reduce_ranks) != ("none", "none") or rule.versus.startswith(
             "ranks."
         ):
-            self._grids.append(grid)
-            if rule.when:
-                stretch = slice(grid.start, len(self.metric))
-                self._whens.append((stretch, self._companions_of(rule, layers, ranks)))
+            shape = len(rule.metrics), len(layers), len(ranks)
+            stretch = self._gather.add(source, places)
+            self._grids.append(_Grid(rule, start, shape, stretch, own, layers, ranks))
             return
-        if rule.when:
-            stretch = slice(grid.start, len(self.metric))
-            self._whens.append((stretch, self._companions_of(rule, layers, ranks)))
-        if (grid.places >= 0).any():  # reading a table of which nothing is asked would cost
-            at, places = self._gathered.setdefault(grid.source, ([], []))
-            at.append(np.arange(grid.start, len(self.metric)))
-            places.append(grid.places)
-        for i, name, rank, over in grid.own:
-            self._own.append((grid.start + i, name, rank, over))
+        if (places >= 0).any():  # reading a table of which nothing is asked would cost
+            at, wanted = alone.setdefault(source, ([], []))
+            at.append(np.arange(start, len(self.metric)))
+            wanted.append(places)
+        for i, name, rank, over in own:
+            self._own.append((start + i, name, rank, over))
 
-    def _source(self, rule: AlertRule) -> tuple[Table, By]:
+    def _source(self, rule: AlertRule) -> Source:
         over: Table = "nonfinite" if rule.condition == "nonfinite" else _over(rule)
         by: By = "layer"
         if rule.rank is not None and self._ranks > 1:
@@ -210,20 +244,23 @@ class Series:
         flat: Places = places.ravel()
         return flat
 
-    def values(self, numbers: Numbers) -> Array:
-        """The value of every instance; NaN is no data."""
+    def read(self, numbers: Numbers) -> tuple[Array, tuple[Mask, Mask] | None]:
+        """The value of every instance, NaN is no data; and its companions, see `_companions`."""
+        taken = self._gather.taken(numbers)
         out = np.full(len(self), math.nan)
-        for source, at, places in self._plain:
-            out[at] = _taken(numbers.table(*source), places)
+        for stretch, at in self._plain:
+            out[at] = taken[stretch.source][stretch.at]
         for i, name, rank, over in self._own:
             out[i] = numbers.own_value(name, rank, over)
         if self._grids:
             self.found.clear()
             for grid in self._grids:
-                self._put_grid(grid, numbers, out)
-        return out
+                self._put_grid(grid, numbers, taken, out)
+        return out, self._companions(numbers, taken)
 
-    def companions(self, numbers: Numbers) -> tuple[Mask, Mask] | None:
+    def _companions(
+        self, numbers: Numbers, taken: Mapping[Source, Array]
+    ) -> tuple[Mask, Mask] | None:
         """Where what a rule asks for besides does not hold, and where nobody knows; None: nowhere.
 
         Unknown is a comparison without data; one that fails settles an ``and``, one that holds an
@@ -239,7 +276,7 @@ class Series:
                 all_hold: Mask | bool = True
                 some_fails: Mask | bool = False
                 for part in parts:
-                    values = part.values(numbers)
+                    values = part.values(numbers, taken)
                     known = values == values
                     holds = part.compare(values, part.limit) & known
                     all_hold = all_hold & holds
@@ -271,13 +308,15 @@ class Series:
         compare, many = COMPARISONS[part.condition], len(rule.metrics)
         if name not in METRIC_ROW:
             own = [(name, rank if self._ranks > 1 else None, _over(rule)) for rank in ranks]
-            return _Companion(compare, part.limit, None, None, own * len(layers) * many)
+            return _Companion(compare, part.limit, None, own * len(layers) * many)
         other = replace(rule, metrics=(name,), condition=">")
         places = np.tile(self._places(other, layers, ranks), many)
-        return _Companion(compare, part.limit, self._source(other), places, [])
+        return _Companion(compare, part.limit, self._gather.add(self._source(other), places), [])
 
-    def _put_grid(self, grid: _Grid, numbers: Numbers, out: Array) -> None:
-        flat = _taken(numbers.table(*grid.source), grid.places)
+    def _put_grid(
+        self, grid: _Grid, numbers: Numbers, taken: Mapping[Source, Array], out: Array
+    ) -> None:
+        flat = taken[grid.stretch.source][grid.stretch.at]
         for i, name, rank, over in grid.own:
             flat[i] = numbers.own_value(name, rank, over)
         values = flat.reshape(grid.shape)
@@ -321,10 +360,6 @@ class Series:
 
 def _over(rule: AlertRule) -> Over:
     return "run" if rule.over == "run" else "window"
-
-
-def _taken(table: Array, places: Places) -> Array:
-    return np.append(table, math.nan)[places]
 
 
 def beside(values: Array, other: Array, *, ratio: bool) -> Array:

@@ -268,7 +268,7 @@ class Ledger:
     def _reading(
         self, window: Packed, run: Packed, by_rank: Packed | None, run_by_rank: Packed | None
     ) -> Reading:
-        table, counters = self._reader.read(window, run), self._reader.counters(run)
+        table, counters = self._reader.read_both(window, run)
         if by_rank is not None:
             put_rates(table, by_rank)
             put_greatest(table, by_rank, FORWARD_METRIC)

@@ -511,9 +511,8 @@ def test_what_is_said_of_rules_is_what_the_engine_sees(model: str, batch: str) -
         with monitor.track_performance():
             bound(net, given)()
         series = Series(monitor.alerts.rules, monitor.snapshot.layer_ids, 1)
-        values = series.values(monitor.snapshot)
+        values, companions = series.read(monitor.snapshot)
         had |= {series.key(i)[0] for i in range(len(series)) if values[i] == values[i]}
-        companions = series.companions(monitor.snapshot)
         if companions is not None:
             unknown = {series.key(i)[0] for i in range(len(series)) if companions[1][i]}
             had -= unknown
