@@ -1,6 +1,7 @@
 """What it costs to watch a model that nobody instrumented.
 
-Ratios within one run, of loops that alternate:
+Ratios within one run, of loops that alternate every `WINDOW_CALLS` calls, as many as one method
+has in a window of 50 steps at 12 layers; after each stretch the window ends, as in training:
 
 * ``wrapped``: a call of a wrapped ``store_state``, beside one with a hand-written wrapper of two
   clock readings and one ``extend``;
@@ -32,6 +33,7 @@ from torch import nn
 from cmr_monitor_callbacks import CMRPerformanceMonitor
 
 LAYERS = 12
+WINDOW_CALLS = 50 * LAYERS
 QUIET: dict[str, Any] = {"enable_alerts": False}
 
 
@@ -113,12 +115,27 @@ def per_call(call: Callable[[], Any], times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
+def ratio(
+    monitor: CMRPerformanceMonitor, ours: Callable[[], Any], by_hand: Callable[[], Any], times: int
+) -> float:
+    """Our call's time, in those of another: the medians of stretches of a window's calls each."""
+    spent: tuple[list[float], list[float]] = [], []
+    for stretch in range(2 + times // WINDOW_CALLS):
+        monitor.refresh()  # as before each step
+        for found, call in zip(spent, (ours, by_hand), strict=True):
+            seconds = per_call(call, WINDOW_CALLS)
+            if stretch >= 2:  # the first two warm up
+                found.append(seconds)
+        monitor.close_window()
+    return statistics.median(spent[0]) / statistics.median(spent[1])
+
+
 def wrapped(times: int) -> float:
     """A wrapped call's time, in those of a hand-written wrapper."""
     clock, events = time.perf_counter, deque[Any](maxlen=1000)
-    by_hand, ours = Memory(), Memory()
+    by_hand, ours = Memory().memory_buffer, Memory()
     state = torch.zeros(8)
-    original = by_hand.memory_buffer.store_state
+    original = by_hand.store_state
 
     def store_state(*args: Any, **kwargs: Any) -> Any:
         start = clock()
@@ -126,21 +143,22 @@ def wrapped(times: int) -> float:
         events.extend((4, 1, 1, out, clock() - start))
         return out
 
-    by_hand.memory_buffer.store_state = store_state  # type: ignore[method-assign]
+    by_hand.store_state = store_state  # type: ignore[method-assign]
     monitor = CMRPerformanceMonitor(alert_config=QUIET, model=ours)
-    seconds = {}
-    for name, model in (("by hand", by_hand), ("ours", ours)):
-        buffer = model.memory_buffer
-        seconds[name] = per_call(lambda buffer=buffer: buffer.store_state(state, 4), times)
-        monitor.close_window()
+    found = ratio(
+        monitor,
+        lambda: ours.memory_buffer.store_state(state, 4),
+        lambda: by_hand.store_state(state, 4),
+        times,
+    )
     monitor.detach()
-    return seconds["ours"] / seconds["by hand"]
+    return found
 
 
 def hooked(times: int) -> float:
     """A hooked call's time, in those of one with an empty pair of hooks that reads the clock."""
     clock = time.perf_counter
-    by_hand, ours = Memory(), Memory()
+    by_hand, ours = Memory().reconstructor, Memory()
     states, memories, started = torch.zeros(4, 8), [1, 2, 3], [0.0]
 
     def before(module: Any, args: Any, kwargs: Any) -> None:
@@ -149,16 +167,17 @@ def hooked(times: int) -> float:
     def after(module: Any, args: Any, kwargs: Any, out: Any) -> None:
         started[0] = clock() - started[0]
 
-    by_hand.reconstructor.register_forward_pre_hook(before, with_kwargs=True)
-    by_hand.reconstructor.register_forward_hook(after, with_kwargs=True, always_call=True)
+    by_hand.register_forward_pre_hook(before, with_kwargs=True)
+    by_hand.register_forward_hook(after, with_kwargs=True, always_call=True)
     monitor = CMRPerformanceMonitor(alert_config=QUIET, model=ours)
-    seconds = {}
-    for name, model in (("by hand", by_hand), ("ours", ours)):
-        part = model.reconstructor
-        seconds[name] = per_call(lambda part=part: part(states, memories, 4), times)
-        monitor.close_window()
+    found = ratio(
+        monitor,
+        lambda: ours.reconstructor(states, memories, 4),
+        lambda: by_hand(states, memories, 4),
+        times,
+    )
     monitor.detach()
-    return seconds["ours"] / seconds["by hand"]
+    return found
 
 
 def polled(times: int) -> float:
@@ -182,9 +201,9 @@ def polled(times: int) -> float:
             found.append(buffer.max_total_entries)
         found.clear()
 
-    ratio = per_call(watch.holdings, times // 100) / per_call(read, times // 100)
+    found_ratio = per_call(watch.holdings, times // 100) / per_call(read, times // 100)
     monitor.detach()
-    return ratio
+    return found_ratio
 
 
 def step(steps: int) -> tuple[float, float]:

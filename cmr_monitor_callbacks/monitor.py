@@ -692,9 +692,10 @@ class CMRPerformanceMonitor:
             ``fraction`` of the wall time in the last window (None: not known), ``budget``,
             ``adaptive``, ``sample_every`` (of the step under way), and ``seconds`` by part:
             ``hooks`` (the callback's own at the end of steps, over the run up to the last window),
-            ``window_end`` (of these the ends of windows), ``history`` (writing windows; on another
-            thread where there is a file) and ``resources`` (sampling the machine, on another
-            thread). What probe calls and watched calls take is in none of them.
+            ``window_end`` (of these the ends of windows), ``rules`` (of these judging rules and
+            telling of alerts), ``history`` (writing windows; on another thread where there is a
+            file) and ``resources`` (sampling the machine, on another thread). What probe calls and
+            watched calls take is in none of them.
 
         >>> monitor = CMRPerformanceMonitor({"sample_every": 10})
         >>> monitor.overhead()["sample_every"], monitor.overhead()["seconds"]["hooks"]
@@ -702,6 +703,7 @@ class CMRPerformanceMonitor:
         """
         seconds = {
             "window_end": self._windows.seconds,
+            "rules": self._windows.finisher.judging,
             "history": self._parts.keeper.seconds,
             "resources": self.resources.seconds,
         }

@@ -68,12 +68,13 @@ def layer_of(function: Any, otherwise: Any) -> LayerOf:
     return by_content
 
 
-def fast_layer(function: Any) -> tuple[str, int, Any]:
-    """Name, position and default of a call's layer argument, for a loop that must be quick.
+def fast_layer(function: Any) -> tuple[str, int]:
+    """Name and position of a call's layer argument, for a loop that must be quick.
 
-    A method without one has a name that no argument has, and a position past them all.
+    A method without one has no name here, and a position past all arguments.
     """
-    return layer_parameter(function) or ("", 1_000, UNKNOWN)
+    found = layer_parameter(function)
+    return ("", 1_000) if found is None else found[:2]
 
 
 def held_layer(value: Any) -> Any:

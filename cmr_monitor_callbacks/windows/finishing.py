@@ -30,6 +30,7 @@ class Finisher:
         closed: the window that waits for its numbers.
         muted: whether its times are not those of training alone.
         snapshot: the newest of training.
+        judging: seconds that judging the rules took, and telling of alerts.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Finisher:
         """A run begins anew."""
         self.closed: ClosedWindow | None = None
         self.muted = False
+        self.judging = 0.0
         self.snapshot = Snapshot.empty("train")
 
     @property
@@ -98,7 +100,9 @@ class Finisher:
         if not self.muted:  # else what came between makes the time no measure
             parts.sampling.hear(own.get("overhead_fraction", math.nan), begin)
         own.update(parts.alerts.report.numbers())  # rules see the verdict before
+        start = parts.clock.monotonic()
         transitions = parts.alerts.judge(snapshot, parts.position.windows, muted=self.muted)
+        self.judging += parts.clock.monotonic() - start
         own.update(parts.alerts.report.numbers())  # the snapshot holds this very mapping
         parts.profiler.hear(transitions)
         self.snapshot = snapshot

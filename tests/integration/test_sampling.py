@@ -407,7 +407,9 @@ def test_over_the_budget_it_samples_less_and_says_so(caplog: pytest.LogCaptureFi
     assert overhead["fraction"] == pytest.approx(0.001)
     assert (overhead["budget"], overhead["adaptive"], overhead["sample_every"]) == (0.01, True, 4)
     assert overhead["seconds"]["hooks"] == pytest.approx(6 * 0.05 + 6 * 0.005 + 12 * 0.001)
-    assert set(overhead["seconds"]) == {"hooks", "window_end", "history", "resources"}
+    parts = {"hooks", "window_end", "rules", "history", "resources"}
+    assert set(overhead["seconds"]) == parts
+    assert 0 < overhead["seconds"]["rules"] < overhead["seconds"]["window_end"]
     monitor.detach()
 
 

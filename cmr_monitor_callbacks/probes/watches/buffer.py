@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable
 from functools import partial
+from threading import get_ident
 from typing import Any, Final
 
 from cmr_monitor_callbacks.probes.holding import Holding
@@ -168,10 +169,11 @@ class BufferWatch(BaseWatch):
 
     def _store(self, ways: Ways, name: str) -> Make:
         report, scope = ways.report, ways.report.scope
+        me, mine = get_ident(), scope.now
         timed, called = report.timed, method(self._owner(), name)
         layer = layer_of(called, self.unnamed_layer)
-        by_name, position, default = fast_layer(called)
-        one = name.endswith(("_state", "_entry"))
+        by_name, position = fast_layer(called)
+        usual = by_name != "" and name.endswith(("_state", "_entry"))
         own_calls, blind = ways.calls_by == "store", report.blind["capture"]
         extend, places = report.extend, report.places
         lengths, ends = self.shelf.lengths, self.shelf.ends
@@ -208,7 +210,7 @@ class BufferWatch(BaseWatch):
                 if compiling():
                     blind[0] = True
                     return original(*args, **kwargs)
-                under = scope.now
+                under = mine if get_ident() == me else scope.now
                 if under.storing is not None or graph_task() != -1:
                     return inside(under, args, kwargs)
                 inner, inserted = under.stored, under.inserted
@@ -224,13 +226,10 @@ class BufferWatch(BaseWatch):
                     under.storing = None
                 seconds = None if start is None else now() - start
                 # the usual case without another frame: a layer seen before, and one state
-                if one and under.stored == inner:
+                if usual and under.stored == inner:
                     try:
-                        if by_name in kwargs:
-                            at = places.get(kwargs[by_name])
-                        else:
-                            at = places.get(args[position] if position < len(args) else default)
-                    except TypeError:  # an id that cannot be a key
+                        at = places[kwargs[by_name] if by_name in kwargs else args[position]]
+                    except (LookupError, TypeError):  # a new layer, a default, an id that is no key
                         at = None
                     if at is not None:
                         under.stored = inner + 1

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from functools import partial
+from threading import get_ident
 from typing import Any, Final
 
 import torch
@@ -94,10 +95,11 @@ class ReconstructionWatch(BaseWatch):
 
     def _hook(self, ways: Ways) -> None:
         report, scope = ways.report, ways.report.scope
+        me, mine = get_ident(), scope.now
         owner, extend, places = self._owner(), ways.report.extend, ways.report.places
         timed = report.timed
         layer = layer_of(method(owner, "forward"), self.unnamed_layer)
-        by_name, position, default = fast_layer(method(owner, "forward"))
+        by_name, position = fast_layer(method(owner, "forward"))
         safely = guarded(report, f"{self.path}.forward", partial(self._record, layer))
         blind = report.blind["reconstruction"]
 
@@ -105,17 +107,18 @@ class ReconstructionWatch(BaseWatch):
             if compiling():
                 blind[0] = True
                 return
-            under = scope.now
+            under = mine if get_ident() == me else scope.now
             if not under.reconstructing and graph_task() == -1:
                 under.reconstructing = True
-                now = under.clock = timed[0]
+                now = timed[0]
                 under.began = None if now is None else now()
+                under.clock = now
 
         def after(_: Any, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             if compiling():
                 blind[0] = True
                 return
-            under = scope.now
+            under = mine if get_ident() == me else scope.now
             if not under.reconstructing or graph_task() != -1:
                 return
             under.reconstructing, start = False, under.began
@@ -131,11 +134,8 @@ class ReconstructionWatch(BaseWatch):
                 used = info.get(_FIRST) if type(info) is dict and len(info) == 1 else None
                 if type(used) is int:
                     try:
-                        if by_name in kwargs:
-                            at = places.get(kwargs[by_name])
-                        else:
-                            at = places.get(args[position] if position < len(args) else default)
-                    except TypeError:  # an id that cannot be a key
+                        at = places[kwargs[by_name] if by_name in kwargs else args[position]]
+                    except (LookupError, TypeError):  # a new layer, a default, an id that is no key
                         at = None
                     if at is not None:
                         if seconds is None:

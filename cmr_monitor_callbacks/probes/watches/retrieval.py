@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 from cmr_monitor_callbacks.probes.reading import LayerOf, fast_layer, layer_of, returned_entries
@@ -83,11 +84,13 @@ class RetrievalWatch(BaseWatch):
 
     def _maker(self, ways: Ways, name: str) -> Make:
         report, scope = ways.report, ways.report.scope
+        me, mine = get_ident(), scope.now
         timed = report.timed
         cache, extend, places = self._cache, ways.report.extend, ways.report.places
         called = method(self._owner(), name)
         layer = layer_of(called, self.unnamed_layer)
-        by_name, position, default = fast_layer(called)
+        by_name, position = fast_layer(called)
+        usual = by_name != "" and cache is None
         blind = report.blind["retrieval"]
         safely = guarded(report, f"{self.path}.{name}", partial(self._record, report, layer))
 
@@ -96,7 +99,7 @@ class RetrievalWatch(BaseWatch):
                 if compiling():
                     blind[0] = True
                     return original(*args, **kwargs)
-                under = scope.now
+                under = mine if get_ident() == me else scope.now
                 if under.retrieving or graph_task() != -1:
                     return original(*args, **kwargs)
                 under.retrieving = True
@@ -112,13 +115,10 @@ class RetrievalWatch(BaseWatch):
                     under.retrieving = False
                 seconds = None if start is None else now() - start
                 # the usual case without another frame: a layer seen before, a list, no cache
-                if cache is None and type(out) is list:
+                if usual and type(out) is list:
                     try:
-                        if by_name in kwargs:
-                            at = places.get(kwargs[by_name])
-                        else:
-                            at = places.get(args[position] if position < len(args) else default)
-                    except TypeError:  # an id that cannot be a key
+                        at = places[kwargs[by_name] if by_name in kwargs else args[position]]
+                    except (LookupError, TypeError):  # a new layer, a default, an id that is no key
                         at = None
                     if at is not None:
                         if seconds is None:
