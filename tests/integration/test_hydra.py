@@ -83,6 +83,12 @@ def test_a_typo_that_reaches_our_models_gets_the_nearest_name(app: Path) -> None
     assert "did you mean 'log_every_n_steps'?" in done.stderr
 
 
+def test_a_node_that_is_no_argument_gets_the_nearest_name(app: Path) -> None:
+    done = run(app, "+cmr_monitor=default", "+cmr_monitor.alertz.alert_cooldown=1")
+    assert done.returncode != 0
+    assert "CMRMonitorCallback has no argument 'alertz'; did you mean 'alerts'?" in done.stderr
+
+
 def test_a_callbacks_group_with_targets(tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     (conf / "callbacks").mkdir(parents=True)

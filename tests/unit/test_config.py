@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from typing import Any
@@ -10,7 +11,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from cmr_monitor_callbacks import CMRMonitorCallback, CMRPerformanceMonitor, ConfigError
+from cmr_monitor_callbacks import (
+    CMRMonitorCallback,
+    CMRPerformanceMonitor,
+    ConfigError,
+    ResourceMonitorCallback,
+    StallWatchdogCallback,
+)
 from cmr_monitor_callbacks.config import (
     AlertConfig,
     HistoryConfig,
@@ -24,6 +31,7 @@ from cmr_monitor_callbacks.config import (
     parse,
     preset_names,
 )
+from cmr_monitor_callbacks.huggingface import CMRTrainerCallback
 
 MONITORING = {
     "enable_real_time": True,
@@ -179,6 +187,56 @@ def test_a_wrong_monitoring_setting_names_field_value_and_what_is_allowed(
 def test_a_wrong_alert_setting_names_what_is_wrong(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         CMRMonitorCallback(alerts=settings)
+
+
+@pytest.mark.parametrize(
+    ("made", "given", "message"),
+    [
+        (
+            CMRMonitorCallback,
+            "monitorng",
+            "did you mean 'monitoring'? (allowed: monitoring, alerts, ",
+        ),
+        (CMRPerformanceMonitor, "alert_confg", "did you mean 'alert_config'? (allowed: config, "),
+        (CMRTrainerCallback, "tensorbord", "did you mean 'tensorboard'? (allowed: monitoring, "),
+        (ResourceMonitorCallback, "resource", "did you mean 'resources'? (allowed: resources)"),
+        (StallWatchdogCallback, "notfy", "did you mean 'notify'? (allowed: stall, notify)"),
+        (CMRMonitorCallback, "zzz", "allowed: monitoring, alerts, probes, history, profiling"),
+    ],
+)
+def test_an_unknown_argument_is_an_error_as_an_unknown_field_is(
+    made: Any, given: str, message: str
+) -> None:
+    start = f"{made.__name__} has no argument '{given}'; {message}"
+    with pytest.raises(ConfigError, match="^" + re.escape(start)):
+        made(**{given: {}})
+
+
+def test_each_unknown_argument_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)'monitorng'.*\n.*'alert'; did you mean 'alerts'"):
+        CMRMonitorCallback(monitorng={}, sinks={}, alert={})  # type: ignore[call-arg]
+
+
+def test_signatures_are_as_they_are_written() -> None:
+    """Editors, the docs and LightningCLI read the arguments' names, kinds and defaults there."""
+    signature = inspect.signature(CMRMonitorCallback)
+    names = ["monitoring", "alerts", "probes", "history", "profiling", "resources", "sinks"]
+    assert list(signature.parameters) == [*names, "monitor"]
+    assert {one.kind for one in signature.parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert CMRMonitorCallback.__init__.__name__ == "__init__"
+    with pytest.raises(TypeError, match="positional"):
+        CMRMonitorCallback({})  # type: ignore[misc]
+
+
+def test_a_callback_of_ones_own_may_have_more_arguments() -> None:
+    class Mine(CMRMonitorCallback):
+        def __init__(self, team: str, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.team = team
+
+    assert Mine("memory", monitoring={"log_every_n_steps": 3}).team == "memory"
+    with pytest.raises(ConfigError, match="Mine has no argument 'alert'; did you mean 'alerts'"):
+        Mine("memory", alert={})
 
 
 def test_a_threshold_set_in_two_places_is_an_error() -> None:
