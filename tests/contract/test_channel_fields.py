@@ -198,8 +198,23 @@ def test_urls() -> None:
         address = server.url.partition("?")[0].replace("http://", "json://")
         told(apprise={"urls": [address]})
         assert len(server.bodies) == 2
-    with pytest.raises(ValueError, match=r"apprise\.urls: .* at least 1 item"):
-        parse_channels({"apprise": {"urls": []}})
+    assert "apprise" not in parse_channels({"apprise": {"urls": []}})
+    with pytest.raises(ValueError, match=r"apprise needs channels\.apprise\.urls"):
+        told(apprise={"urls": []})
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [("webhook", "url"), ("apprise", "urls")], ids=["webhook", "apprise"]
+)
+def test_without_an_address_there_is_no_such_channel(kind: str, field: str) -> None:
+    """As the presets list them, so that an override of their fields needs no ``+``."""
+    assert kind not in parse_channels({kind: {}})
+    with pytest.raises(ValueError, match=f"{kind} needs channels.{kind}.{field}"):
+        told(**{kind: {}})
+    with pytest.raises(ValueError, match="oncall.url" if kind == "webhook" else "oncall.urls"):
+        parse_channels({"oncall": {"type": kind}})
+    with pytest.raises(ValueError, match="did you mean 'retries'"):
+        parse_channels({kind: {"retrys": 3}})
 
 
 @shows("alerts.channels.callback.function")
