@@ -15,6 +15,7 @@ from pytorch_lightning.cli import LightningCLI
 from cmr_monitor_callbacks import CMRMonitorCallback, CMRPerformanceMonitor
 from tests.integration.event_files import series
 from tests.models import DIM, MemoryModule, loader, rows
+from tests.needed import needed
 
 STRICT = {"on_monitor_error": "raise"}
 CONFIG = """
@@ -120,7 +121,7 @@ def test_what_the_cli_saved_makes_the_same_callback(tmp_path: Path) -> None:
 def test_lightning_pytorch_takes_the_same_callback(
     tmp_path: Path, strict: CMRMonitorCallback
 ) -> None:
-    lightning = pytest.importorskip("lightning.pytorch")
+    lightning = needed("lightning.pytorch")
 
     class Module(lightning.LightningModule):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
