@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, field_validator
 from cmr_monitor_callbacks.config.loading import Settings, parse
 from cmr_monitor_callbacks.config.rules import Severity
 from cmr_monitor_callbacks.config.spans import Duration, PositiveDuration
-from cmr_monitor_callbacks.errors import nearest
+from cmr_monitor_callbacks.errors import ConfigError, nearest
 
 _NO_ADDRESS: Final = re.compile(r"[^\x21-\x7e]")
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -150,8 +150,8 @@ WITHOUT_SETTINGS: Final = ("console", "log", "jsonl", "tensorboard")
 def parse_channels(value: Any) -> dict[str, ChannelConfig]:
     """Channels by name; those that need no settings are always there.
 
-    ``webhook`` and ``apprise`` may be listed without an address, as the presets do: they are not
-    there then. One with a name of its own is somebody's, and must have one.
+    ``webhook`` and ``apprise`` may be listed with an address that is null or empty, as the presets
+    do: they are not there then. One with a name of its own is somebody's, and must have one.
 
     Raises:
         ValueError: a channel is of no known kind, or a setting of it is wrong.
@@ -161,8 +161,9 @@ def parse_channels(value: Any) -> dict[str, ChannelConfig]:
     given = {**{name: {} for name in WITHOUT_SETTINGS}, **value}
     found = {str(name): _parse_channel(str(name), settings) for name, settings in given.items()}
     for name, config in found.items():
-        if _is_nowhere(config) and name != config.kind:
-            raise ValueError(f"{name}.{config.address} is required")
+        unsaid = config.address not in config.model_fields_set
+        if _is_nowhere(config) and (unsaid or name != config.kind):
+            raise ConfigError(f"{name}.{config.address} is required")
     return {name: config for name, config in found.items() if not _is_nowhere(config)}
 
 

@@ -204,17 +204,19 @@ def test_urls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "field"), [("webhook", "url"), ("apprise", "urls")], ids=["webhook", "apprise"]
+    ("kind", "field", "none"), [("webhook", "url", None), ("apprise", "urls", [])]
 )
-def test_without_an_address_there_is_no_such_channel(kind: str, field: str) -> None:
+def test_without_an_address_there_is_no_such_channel(kind: str, field: str, none: Any) -> None:
     """As the presets list them, so that an override of their fields needs no ``+``."""
-    assert kind not in parse_channels({kind: {}})
+    assert kind not in parse_channels({kind: {field: none}})
     with pytest.raises(ValueError, match=f"{kind} needs channels.{kind}.{field}"):
-        told(**{kind: {}})
-    with pytest.raises(ValueError, match="oncall.url" if kind == "webhook" else "oncall.urls"):
-        parse_channels({"oncall": {"type": kind}})
+        told(**{kind: {field: none}})
     with pytest.raises(ValueError, match="did you mean 'retries'"):
-        parse_channels({kind: {"retrys": 3}})
+        parse_channels({kind: {field: none, "retrys": 3}})
+    with pytest.raises(ValueError, match=f"{kind}.{field} is required"):
+        parse_channels({kind: {}})  # forgotten, not left out
+    with pytest.raises(ValueError, match=f"oncall.{field} is required"):
+        parse_channels({"oncall": {"type": kind, field: none}})
 
 
 @shows("alerts.channels.callback.function")
