@@ -44,10 +44,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
-# Memory models of other people, for the tests alone.
-MODELS := $(VENV)/.models
-$(MODELS): $(STAMP) $(wildcard tests/memory_models/requirements*.txt)
-	@echo "Installing the memory models that the tests watch"
+# What only the tests need: a logger, and memory models of other people.
+TESTED := $(VENV)/.tested
+$(TESTED): $(STAMP) $(wildcard tests/requirements.txt tests/memory_models/requirements*.txt)
+	@echo "Installing a logger and the memory models that the tests watch"
+	@$(PIP_INSTALL) --requirement tests/requirements.txt
 	@$(PIP_INSTALL) --requirement tests/memory_models/requirements.txt
 	@$(PIP_INSTALL) --no-deps --requirement tests/memory_models/requirements-alone.txt
 	@touch $@
@@ -65,8 +66,8 @@ tensorboard: $(STAMP) ## Serve the newest run under runs/ on 127.0.0.1
 	exec $(PY) -m tensorboard.main --logdir "$$run" --host 127.0.0.1 --port $(PORT)
 
 .PHONY: test
-test: $(MODELS) ## Run the tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -q $(ARGS)
+test: $(TESTED) ## Run the tests
+	@OMP_NUM_THREADS=1 CMR_TESTS_NEED_ALL=1 $(PY) -m pytest -n 2 -q $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device (skipped where there is none)

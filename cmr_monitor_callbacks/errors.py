@@ -10,8 +10,12 @@ CMRMonitorError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound=Callable[..., None])
 
 
 class CMRMonitorError(Exception):
@@ -75,3 +79,30 @@ def closest(name: object, allowed: Iterable[str], most: int = 3) -> str:
         return ""
     listing = quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
     return f"; did you mean {listing}?"
+
+
+def named_arguments(init: C) -> C:
+    """An ``__init__`` whose unknown arguments are a `ConfigError`, as its settings' unknown fields.
+
+    The signature stays as it is written, for editors, the docs and LightningCLI.
+
+    >>> class Watch:
+    ...     @named_arguments
+    ...     def __init__(self, *, rules=None): ...
+    >>> Watch(ruls={})
+    Traceback (most recent call last):
+    cmr_monitor_callbacks.errors.ConfigError: Watch has no argument 'ruls'; did you mean 'rules'? \
+(allowed: rules)
+    """
+    allowed = list(signature(init).parameters)[1:]  # all but self
+
+    @wraps(init)
+    def checked(self: object, *args: Any, **given: Any) -> None:
+        unknown = [name for name in given if name not in allowed]
+        if unknown:
+            owner = type(self).__name__
+            lines = [f"{owner} has no argument {x!r}; {nearest(x, allowed)}" for x in unknown]
+            raise ConfigError("\n".join(lines))
+        init(self, *args, **given)
+
+    return checked  # type: ignore[return-value]

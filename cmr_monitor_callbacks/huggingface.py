@@ -25,6 +25,7 @@ from cmr_monitor_callbacks.config import (
     ProfilingConfig,
     ResourcesConfig,
 )
+from cmr_monitor_callbacks.errors import named_arguments
 from cmr_monitor_callbacks.monitor import CMRPerformanceMonitor
 from cmr_monitor_callbacks.recording.batches import batch_shape
 from cmr_monitor_callbacks.recording.cells import anything_compiled
@@ -65,6 +66,7 @@ class CMRTrainerCallback(Answers, TrainerCallback):
     100.0
     """
 
+    @named_arguments
     def __init__(
         self,
         *,

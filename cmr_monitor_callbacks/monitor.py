@@ -29,7 +29,7 @@ from cmr_monitor_callbacks.config import (
     SilenceConfig,
     parse,
 )
-from cmr_monitor_callbacks.errors import CMRMonitorError
+from cmr_monitor_callbacks.errors import CMRMonitorError, named_arguments
 from cmr_monitor_callbacks.health import HealthReport, Transition
 from cmr_monitor_callbacks.history import HistoryError, RunHistory
 from cmr_monitor_callbacks.locks import locked
@@ -71,6 +71,7 @@ class CMRPerformanceMonitor:
     >>> monitor.detach()
     """
 
+    @named_arguments
     def __init__(
         self,
         config: MonitoringConfig | Mapping[str, Any] | None = None,

@@ -39,7 +39,7 @@ from cmr_monitor_callbacks.config import (
     SinksConfig,
     parse,
 )
-from cmr_monitor_callbacks.errors import CriticalAlert, MonitorFailure
+from cmr_monitor_callbacks.errors import CriticalAlert, MonitorFailure, named_arguments
 from cmr_monitor_callbacks.failures import message_of
 from cmr_monitor_callbacks.monitor import CMRPerformanceMonitor
 from cmr_monitor_callbacks.recording.batches import batch_shape
@@ -98,6 +98,7 @@ class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
 'loggers'? (allowed: loggers, callback_metrics, custom_scalars, prometheus)
     """
 
+    @named_arguments
     def __init__(
         self,
         *,

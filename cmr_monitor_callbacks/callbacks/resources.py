@@ -18,6 +18,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
 )
 from cmr_monitor_callbacks.catalogue import BY_NAME
 from cmr_monitor_callbacks.config import ResourcesConfig, parse
+from cmr_monitor_callbacks.errors import named_arguments
 from cmr_monitor_callbacks.resources import ResourceWatch, whole_of
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class ResourceMonitorCallback(*callback_bases()):  # type: ignore[misc]
 'interval'? (allowed: enabled, interval, rest_after, gpu, disks, out_of_memory, memory_snapshot_mb)
     """
 
+    @named_arguments
     def __init__(self, resources: Mapping[str, Any] | ResourcesConfig | None = None) -> None:
         super().__init__()
         self.config = parse(ResourcesConfig, resources, "resources")

@@ -19,6 +19,7 @@ from cmr_monitor_callbacks.callbacks.lightning_api import (
 )
 from cmr_monitor_callbacks.config import parse
 from cmr_monitor_callbacks.config.stall import StallConfig
+from cmr_monitor_callbacks.errors import named_arguments
 from cmr_monitor_callbacks.recording.phases import StepTimer
 from cmr_monitor_callbacks.stall import StallReport, StallWatchdog, Stand
 
@@ -136,6 +137,7 @@ class StallWatchdogCallback(*callback_bases()):  # type: ignore[misc]
     30.0
     """
 
+    @named_arguments
     def __init__(
         self,
         stall: Mapping[str, Any] | StallConfig | None = None,

@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, field_validator
 from cmr_monitor_callbacks.config.loading import Settings, parse
 from cmr_monitor_callbacks.config.rules import Severity
 from cmr_monitor_callbacks.config.spans import Duration, PositiveDuration
-from cmr_monitor_callbacks.errors import nearest
+from cmr_monitor_callbacks.errors import ConfigError, nearest
 
 _NO_ADDRESS: Final = re.compile(r"[^\x21-\x7e]")
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -23,6 +23,8 @@ class ChannelConfig(Settings):
     """What all channels have."""
 
     kind: ClassVar[str] = ""
+    address: ClassVar[str] = ""
+    """The field without which there is no such channel."""
     type: str | None = None
     """What kind of channel it is; null: the kind that its name says."""
     min_severity: Severity = "warning"
@@ -74,8 +76,10 @@ class WebhookConfig(RemoteConfig):
     """An HTTP request (POST, JSON) for each notice."""
 
     kind: ClassVar[str] = "webhook"
-    url: SecretStr
-    """Where to; ``${oc.env:HOOK}`` keeps it out of files. Never written anywhere."""
+    address: ClassVar[str] = "url"
+    url: SecretStr | None = None
+    """Where to; ``${oc.env:HOOK}`` keeps it out of files. Never written anywhere. Null: there is no
+    such channel."""
     format: Literal["json", "slack"] = "json"
     """The project's own JSON, or what Slack and those like it take."""
     headers: dict[str, SecretStr] = Field(default_factory=dict)
@@ -85,7 +89,9 @@ class WebhookConfig(RemoteConfig):
 
     @field_validator("url")
     @classmethod
-    def _an_address(cls, url: SecretStr) -> SecretStr:
+    def _an_address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None:
+            return None
         text = url.get_secret_value().strip()
         try:
             parts = urlsplit(text)
@@ -112,8 +118,9 @@ class AppriseConfig(RemoteConfig):
     """Whatever Apprise can reach: mail, chat, phones (extra ``notify``)."""
 
     kind: ClassVar[str] = "apprise"
-    urls: tuple[SecretStr, ...] = Field(min_length=1)
-    """Addresses as Apprise has them; never written anywhere."""
+    address: ClassVar[str] = "urls"
+    urls: tuple[SecretStr, ...] = ()
+    """Addresses as Apprise has them; never written anywhere. Empty: there is no such channel."""
 
 
 class CallbackConfig(ChannelConfig):
@@ -143,13 +150,25 @@ WITHOUT_SETTINGS: Final = ("console", "log", "jsonl", "tensorboard")
 def parse_channels(value: Any) -> dict[str, ChannelConfig]:
     """Channels by name; those that need no settings are always there.
 
+    ``webhook`` and ``apprise`` may be listed with an address that is null or empty, as the presets
+    do: they are not there then. One with a name of its own is somebody's, and must have one.
+
     Raises:
         ValueError: a channel is of no known kind, or a setting of it is wrong.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"must be a mapping by name, got {type(value).__name__}")
     given = {**{name: {} for name in WITHOUT_SETTINGS}, **value}
-    return {str(name): _parse_channel(str(name), settings) for name, settings in given.items()}
+    found = {str(name): _parse_channel(str(name), settings) for name, settings in given.items()}
+    for name, config in found.items():
+        unsaid = config.address not in config.model_fields_set
+        if _is_nowhere(config) and (unsaid or name != config.kind):
+            raise ConfigError(f"{name}.{config.address} is required")
+    return {name: config for name, config in found.items() if not _is_nowhere(config)}
+
+
+def _is_nowhere(config: ChannelConfig) -> bool:
+    return config.address != "" and not getattr(config, config.address)
 
 
 def _parse_channel(name: str, settings: Any) -> ChannelConfig:
@@ -172,6 +191,8 @@ def check_names(names: Sequence[str], channels: Mapping[str, ChannelConfig]) -> 
     """
     for name in names:
         if name not in channels:
+            if name in _KINDS and _KINDS[name].address:
+                raise ValueError(f"{name} needs channels.{name}.{_KINDS[name].address}")
             shown = "by an address (it is not shown: a secret)" if "://" in name else repr(name)
             raise ValueError(f"no channel is named {shown}; {nearest(name, channels)}")
 

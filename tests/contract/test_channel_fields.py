@@ -198,8 +198,25 @@ def test_urls() -> None:
         address = server.url.partition("?")[0].replace("http://", "json://")
         told(apprise={"urls": [address]})
         assert len(server.bodies) == 2
-    with pytest.raises(ValueError, match=r"apprise\.urls: .* at least 1 item"):
-        parse_channels({"apprise": {"urls": []}})
+    assert "apprise" not in parse_channels({"apprise": {"urls": []}})
+    with pytest.raises(ValueError, match=r"apprise needs channels\.apprise\.urls"):
+        told(apprise={"urls": []})
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "none"), [("webhook", "url", None), ("apprise", "urls", [])]
+)
+def test_without_an_address_there_is_no_such_channel(kind: str, field: str, none: Any) -> None:
+    """As the presets list them, so that an override of their fields needs no ``+``."""
+    assert kind not in parse_channels({kind: {field: none}})
+    with pytest.raises(ValueError, match=f"{kind} needs channels.{kind}.{field}"):
+        told(**{kind: {field: none}})
+    with pytest.raises(ValueError, match="did you mean 'retries'"):
+        parse_channels({kind: {field: none, "retrys": 3}})
+    with pytest.raises(ValueError, match=f"{kind}.{field} is required"):
+        parse_channels({kind: {}})  # forgotten, not left out
+    with pytest.raises(ValueError, match=f"oncall.{field} is required"):
+        parse_channels({"oncall": {"type": kind, field: none}})
 
 
 @shows("alerts.channels.callback.function")

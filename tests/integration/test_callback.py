@@ -121,6 +121,30 @@ def test_a_window_is_one_event_on_lightnings_own_axis(
     assert all(f"{tag}/layer_{layer:02d}" in text for tag in LAYER_TAGS for layer in LAYERS)
 
 
+def test_the_verdict_is_in_the_event_file_and_layers_are_in_no_callback_metric(
+    tmp_path: Path,
+) -> None:
+    rule = {
+        "metric": "states_captured",
+        "over": "run",
+        "thresholds": {"error": 60, "critical": 120},
+    }
+    callback = CMRMonitorCallback(monitoring=STRICT, alerts={"rules": {"many": rule}})
+    module = MemoryModule()
+    steps = AtSteps(Tap(module))
+    fitter = trainer(tmp_path, [callback, steps])
+    fitter.fit(module, loader(23))
+    verdicts = {}
+    for step in (4, 9, 14, 19, 22):
+        captured = sum(steps.after[step]["states_captured"].values())
+        verdicts[step] = 1.0 + (captured > 60) + (captured > 120)
+    assert set(verdicts.values()) == {1.0, 2.0, 3.0}, "healthy, warning and critical"
+    assert series(tmp_path)["cmr_health/status"] == verdicts
+    ours = [name for name in fitter.callback_metrics if name.startswith("cmr_")]
+    assert {"cmr_health/status", "cmr_capture/states_stored"} <= set(ours)
+    assert [name for name in ours if "/layer_" in name or "/rank_" in name] == []
+
+
 def test_twelve_layers_make_at_most_150_tags(tmp_path: Path, strict: CMRMonitorCallback) -> None:
     layers = tuple(range(1, 13))
     module = MemoryModule(layers)

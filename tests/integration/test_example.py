@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,9 +51,18 @@ def test_a_short_run_fires_resolves_and_ends_with_a_summary(tmp_path: Path) -> N
     assert "storage_refused at step" in done.stderr  # no progress bar, so no bar's own print
     assert "scheduled relief, layer 6's buffer grows from 32 to 4096" in done.stdout
     assert "RESOLVED storage_refused" in done.stderr
-    assert "Memory by layer, after 24 steps" in done.stdout
-    assert "make tensorboard" in done.stdout
     [events] = tmp_path.glob("runs/*/events.out.tfevents.*")
+    said = "\n".join(line.strip() for line in done.stdout.splitlines())
+    parts = r"Health: \w+ \(\d+ of 100\)\n|Memory by layer, after 24 steps\n|Alerts\n|Files: "
+    _, health, layers, alerts, files = re.split(parts, said)
+    for component in ("capture", "buffer", "retrieval", "reconstruction", "timing", "errors"):
+        assert re.search(rf"^{component} +(healthy|warning|critical|unknown)\b", health, re.M)
+    assert re.findall(r"^(\d+|all) +[\d,]+ ", layers, re.M) == ["2", "4", "6", "all"]
+    assert re.search(r"^\d+ +storage_refused +firing", alerts, re.M)
+    assert re.search(r"^\d+ +storage_refused +resolved", alerts, re.M)
+    where, how = files.splitlines()[:2]
+    assert where == str(events.parent.relative_to(tmp_path))
+    assert how.startswith("Look at it:  make tensorboard")
     reader = EventAccumulator(str(events))
     reader.Reload()
     scalars = reader.Tags()["scalars"]

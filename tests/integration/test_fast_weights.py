@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("titans_pytorch")
+from tests.needed import needed
+
+needed("titans_pytorch")
 
 import pytorch_lightning as pl
 import torch

@@ -17,6 +17,7 @@ from cmr_monitor_callbacks.config.history import BLOCK
 from cmr_monitor_callbacks.history import schema
 from tests.histories import end, snapshot, store
 from tests.integration.test_docs import ROOT, snippets
+from tests.needed import needed
 
 PAGE = (ROOT / "docs" / "history.md").read_text(encoding="utf-8")
 
@@ -80,7 +81,7 @@ def test_settings_and_defaults_are_those_of_the_config() -> None:
 
 
 def test_the_snippets_run_and_other_tools_read_the_same_numbers(path: Path) -> None:
-    pytest.importorskip("pandas", reason="pandas is not installed")
+    needed("pandas")
     names: dict[str, Any] = {"path": path}
     *reading, raw = snippets("docs/history.md")
     for snippet in reading:

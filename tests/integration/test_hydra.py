@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,60 @@ def test_a_typo_that_reaches_our_models_gets_the_nearest_name(app: Path) -> None
     done = run(app, "+cmr_monitor=default", "+cmr_monitor.monitoring.log_evry_n_steps=5")
     assert done.returncode != 0
     assert "did you mean 'log_every_n_steps'?" in done.stderr
+
+
+OF_A_RULE = "cmr_monitor.alerts.rules.storage_refused"
+
+
+def test_no_field_needs_a_plus(app: Path) -> None:
+    """Of rules and channels too, nested ones and those that are null."""
+    with initialize_config_dir(str(app / "conf"), version_base="1.3"):
+        cfg = compose(
+            "config",
+            [
+                "+cmr_monitor=default",
+                f"{OF_A_RULE}.m_of_n=[3,5]",
+                f"+{OF_A_RULE}.labels={{component: buffer}}",  # a name of one's own, no field
+                f"{OF_A_RULE}.reduce.layer=min",
+                f"{OF_A_RULE}.compare={{vs: self.best}}",
+                f"{OF_A_RULE}.thresholds.warning.recover=0.7",
+                f"{OF_A_RULE}.warmup=false",
+                "cmr_monitor.alerts.rules.step_outliers.min_ranks=2",
+                "cmr_monitor.alerts.alert_channels=[webhook,apprise]",
+                "cmr_monitor.alerts.channels.webhook.url=http://localhost/hook",
+                "cmr_monitor.alerts.channels.webhook.timeout=1s",
+                "cmr_monitor.alerts.channels.apprise.urls=[json://localhost]",
+            ],
+        )
+    alerts = CMRMonitorCallback(**cfg.cmr_monitor).monitor.alert_config
+    rule, other = alerts.rules["storage_refused"], alerts.rules["buffer_nearly_full"]
+    assert (rule.m_of_n, rule.labels, rule.reduce.layer) == ((3, 5), {"component": "buffer"}, "min")
+    assert rule.compare is not None and rule.compare.vs == "self.best"
+    assert (rule.thresholds["warning"].recover, rule.warmup) == (0.7, False)
+    assert (other.m_of_n, other.labels, other.reduce.layer, other.warmup) == (
+        None,
+        {},
+        "none",
+        True,
+    )
+    assert alerts.rules["step_outliers"].min_ranks == 2
+    assert {"webhook", "apprise"} <= set(alerts.channels)
+
+
+def test_a_typo_in_a_rule(app: Path) -> None:
+    with initialize_config_dir(str(app / "conf"), version_base="1.3"):
+        with pytest.raises(HydraException, match=re.escape(f"use +{OF_A_RULE}.m_off_n=[3,5]")):
+            compose("config", ["+cmr_monitor=default", f"{OF_A_RULE}.m_off_n=[3,5]"])
+        cfg = compose("config", ["+cmr_monitor=default", f"+{OF_A_RULE}.m_off_n=[3,5]"])
+    said = "alerts.rules.storage_refused.m_off_n is not a setting; did you mean 'm_of_n'?"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        CMRMonitorCallback(**cfg.cmr_monitor)
+
+
+def test_a_node_that_is_no_argument_gets_the_nearest_name(app: Path) -> None:
+    done = run(app, "+cmr_monitor=default", "+cmr_monitor.alertz.alert_cooldown=1")
+    assert done.returncode != 0
+    assert "CMRMonitorCallback has no argument 'alertz'; did you mean 'alerts'?" in done.stderr
 
 
 def test_a_callbacks_group_with_targets(tmp_path: Path) -> None:

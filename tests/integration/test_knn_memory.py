@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("memorizing_transformers_pytorch")
+from tests.needed import needed
+
+needed("memorizing_transformers_pytorch")
 
 import pytorch_lightning as pl
 import torch

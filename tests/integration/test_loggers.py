@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from cmr_monitor_callbacks import CMRMonitorCallback, MonitorFailure
 from tests.integration.event_files import series
 from tests.integration.tap import Tap
 from tests.models import MemoryModule, loader, trainer
+from tests.needed import needed
 
 STRICT = {"on_monitor_error": "raise"}
 STORED = "cmr_capture/states_stored/layer_02"
@@ -42,20 +43,56 @@ def test_tensorboard_and_csv_hold_the_same_numbers(
         assert csv_series(table, tag) == pytest.approx(logged[tag], rel=1e-6), tag
 
 
-def test_wandb_offline(tmp_path: Path, strict: CMRMonitorCallback) -> None:
-    pytest.importorskip("wandb")
-    from pytorch_lightning.loggers import WandbLogger
+@pytest.fixture
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WandbLogger:
+    """Weights & Biases, which sends nothing and writes nothing outside the test's folder."""
+    needed("wandb")
+    for name in ("CACHE", "CONFIG", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    return WandbLogger(save_dir=tmp_path / "wandb", offline=True)
 
-    logger = WandbLogger(save_dir=tmp_path, offline=True)
+
+def test_tensorboard_csv_and_wandb_hold_the_same_numbers(
+    tmp_path: Path, strict: CMRMonitorCallback, wandb: WandbLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one fit; each is called once for a window, and once for a validation."""
+    calls: dict[str, list[dict[int | None, dict[str, float]]]] = {}
+
+    def overheard(logger: Logger) -> Logger:
+        log, heard = logger.log_metrics, calls.setdefault(type(logger).__name__, [])
+
+        def log_metrics(metrics: dict[str, float], step: int | None = None) -> None:
+            ours = {tag: float(value) for tag, value in metrics.items() if tag.startswith("cmr_")}
+            if ours:
+                heard.append({step: ours})
+            log(metrics, step)
+
+        monkeypatch.setattr(logger, "log_metrics", log_metrics)
+        return logger
+
+    table, board = CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "board")
     module = MemoryModule()
     tap = Tap(module)
-    trainer(tmp_path, [strict], logger=logger).fit(module, loader(10))
-    assert logger.experiment.summary[STORED] == tap.of("states_stored")[2]
-    logger.experiment.finish()
+    fitter = trainer(tmp_path, [strict], logger=[overheard(one) for one in (board, wandb, table)])
+    fitter.fit(module, loader(12), loader(2))
+    logged = {tag: by for tag, by in series(tmp_path / "board").items() if tag.startswith("cmr_")}
+    assert list(logged[STORED]) == [4, 9, 11]
+    assert logged[STORED][11] == tap.of("states_stored")[2]
+
+    assert [step for call in calls["WandbLogger"] for step in call] == [4, 9, 11, 11]
+    assert calls["CSVLogger"] == calls["WandbLogger"]
+    given = {(tag, step) for call in calls["WandbLogger"] for step in call for tag in call[step]}
+    assert given == {(tag, step) for tag, by_step in logged.items() for step in by_step}
+    for tag, by_step in logged.items():
+        assert csv_series(table, tag) == pytest.approx(by_step, rel=1e-6), tag
+        assert wandb.experiment.summary[tag] == pytest.approx(by_step[max(by_step)], rel=1e-6), tag
+    wandb.experiment.finish()
 
 
 def test_mlflow(tmp_path: Path, strict: CMRMonitorCallback) -> None:
-    pytest.importorskip("mlflow")
+    pytest.importorskip("mlflow", reason="mlflow is not installed: see tests/requirements.txt")
     from pytorch_lightning.loggers import MLFlowLogger
 
     logger = MLFlowLogger(tracking_uri=f"sqlite:///{tmp_path}/runs.db")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
+from pathlib import Path
+from typing import Final
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ from cmr_monitor_callbacks import (
     InMemorySink,
 )
 from cmr_monitor_callbacks.clock import ManualClock
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+MOST: Final = 2 << 20
+"""Bytes that an allocator and Python's caches may take on, whatever the number of steps."""
 
 
 def test_importing_the_probe_loads_neither_lightning_nor_torchmetrics() -> None:
@@ -94,25 +99,30 @@ def test_live_statistics_see_the_window_begun_and_change_nothing() -> None:
     assert monitor.snapshot.value("states_stored") == 143
 
 
-def test_a_million_steps_take_no_memory() -> None:
-    module = nn.Module()
-    module.probes = [CMRProbe(layer) for layer in (2, 4, 6)]
-    monitor = CMRPerformanceMonitor({"log_every_n_steps": 500}, model=module)
+def grown(*arguments: str) -> int:
+    """Bytes that a process of its own takes on; see `tests.growth`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.growth", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
 
-    def steps(count: int) -> None:
-        for _ in range(count):
-            for probe in module.probes:
-                probe.capture(64, 60, 55, 0.001)
-                probe.buffer(900, 1024, 460800, 5)
-            monitor.record_step(0.01, 0.001, 0.004, 0.004, 0.002, 0.0001, 1, 16, 2048)
-            monitor.step()
 
-    steps(20_000)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    steps(980_000)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert monitor.snapshot.value("states_captured") == 3 * 60 * 1_000_000
-    assert grown < 4096  # KiB
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "steps"), [("loop", 1_000_000), ("fit", 60_000)])
+def test_steps_take_no_memory(what: str, steps: int) -> None:
+    assert grown(what, str(steps)) < MOST
+
+
+@pytest.mark.parametrize(
+    ("what", "steps", "leaked"), [("loop", 50_000, "64"), ("fit", 10_000, "512")]
+)
+def test_memory_that_steps_take_is_seen(what: str, steps: int, leaked: str) -> None:
+    """A leak of one small object a step, in far fewer steps than those."""
+    assert grown(what, str(steps), leaked) > MOST
 
 
 def test_a_failure_of_the_monitor_is_a_finding_of_its_health() -> None:

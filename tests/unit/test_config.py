@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
-from typing import Any
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from pydantic import BaseModel
 
-from cmr_monitor_callbacks import CMRMonitorCallback, CMRPerformanceMonitor, ConfigError
+from cmr_monitor_callbacks import (
+    CMRMonitorCallback,
+    CMRPerformanceMonitor,
+    ConfigError,
+    ResourceMonitorCallback,
+    StallWatchdogCallback,
+)
 from cmr_monitor_callbacks.config import (
     AlertConfig,
     HistoryConfig,
@@ -18,12 +28,15 @@ from cmr_monitor_callbacks.config import (
     ProbesConfig,
     ProfilingConfig,
     ResourcesConfig,
+    RuleConfig,
     SinksConfig,
     config_root,
     load_preset,
     parse,
     preset_names,
 )
+from cmr_monitor_callbacks.config.channels import _KINDS
+from cmr_monitor_callbacks.huggingface import CMRTrainerCallback
 
 MONITORING = {
     "enable_real_time": True,
@@ -181,6 +194,56 @@ def test_a_wrong_alert_setting_names_what_is_wrong(settings: dict[str, Any], mes
         CMRMonitorCallback(alerts=settings)
 
 
+@pytest.mark.parametrize(
+    ("made", "given", "message"),
+    [
+        (
+            CMRMonitorCallback,
+            "monitorng",
+            "did you mean 'monitoring'? (allowed: monitoring, alerts, ",
+        ),
+        (CMRPerformanceMonitor, "alert_confg", "did you mean 'alert_config'? (allowed: config, "),
+        (CMRTrainerCallback, "tensorbord", "did you mean 'tensorboard'? (allowed: monitoring, "),
+        (ResourceMonitorCallback, "resource", "did you mean 'resources'? (allowed: resources)"),
+        (StallWatchdogCallback, "notfy", "did you mean 'notify'? (allowed: stall, notify)"),
+        (CMRMonitorCallback, "zzz", "allowed: monitoring, alerts, probes, history, profiling"),
+    ],
+)
+def test_an_unknown_argument_is_an_error_as_an_unknown_field_is(
+    made: Any, given: str, message: str
+) -> None:
+    start = f"{made.__name__} has no argument '{given}'; {message}"
+    with pytest.raises(ConfigError, match="^" + re.escape(start)):
+        made(**{given: {}})
+
+
+def test_each_unknown_argument_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)'monitorng'.*\n.*'alert'; did you mean 'alerts'"):
+        CMRMonitorCallback(monitorng={}, sinks={}, alert={})  # type: ignore[call-arg]
+
+
+def test_signatures_are_as_they_are_written() -> None:
+    """Editors, the docs and LightningCLI read the arguments' names, kinds and defaults there."""
+    signature = inspect.signature(CMRMonitorCallback)
+    names = ["monitoring", "alerts", "probes", "history", "profiling", "resources", "sinks"]
+    assert list(signature.parameters) == [*names, "monitor"]
+    assert {one.kind for one in signature.parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert CMRMonitorCallback.__init__.__name__ == "__init__"
+    with pytest.raises(TypeError, match="positional"):
+        CMRMonitorCallback({})  # type: ignore[misc]
+
+
+def test_a_callback_of_ones_own_may_have_more_arguments() -> None:
+    class Mine(CMRMonitorCallback):
+        def __init__(self, team: str, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.team = team
+
+    assert Mine("memory", monitoring={"log_every_n_steps": 3}).team == "memory"
+    with pytest.raises(ConfigError, match="Mine has no argument 'alert'; did you mean 'alerts'"):
+        Mine("memory", alert={})
+
+
 def test_a_threshold_set_in_two_places_is_an_error() -> None:
     rule = {"metric": "avg_latency", "condition": ">", "thresholds": {"error": 0.2}}
     with pytest.raises(ConfigError, match="keep one"):
@@ -221,43 +284,118 @@ def test_omegaconf_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse(MonitoringConfig, {"log_every_n_steps": 3}, "monitoring").log_every_n_steps == 3
 
 
-TUNED = {"enabled", "metric", "select", "over", "compare", "condition", "when", "thresholds"} | {
-    "for",
-    "keep_firing_for",
-    "no_data",
-    "summary",
-    "runbook",
-    "actions",
+TOP: dict[str, type[BaseModel]] = {
+    "monitoring": MonitoringConfig,
+    "alerts": AlertConfig,
+    "probes": ProbesConfig,
+    "history": HistoryConfig,
+    "profiling": ProfilingConfig,
+    "resources": ResourcesConfig,
+    "sinks": SinksConfig,
 }
+FROM_CODE = {"callback"}
+"""Kinds of channels that no file can name: a function."""
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, Any]:
+    """What a field may hold, by its name in files."""
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def settings_in(annotation: Any) -> type[BaseModel] | None:
+    """The settings that a field holds: itself, or beside null."""
+    beside = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    for one in (annotation, *beside):
+        if isinstance(one, type) and not get_args(one) and issubclass(one, BaseModel):
+            return one
+    return None
+
+
+def by_name(annotation: Any) -> type[BaseModel] | None:
+    """The settings that a mapping holds for each of its names."""
+    arguments = get_args(annotation)
+    return settings_in(arguments[1]) if get_origin(annotation) is dict else None
+
+
+def not_listed(given: Any, model: type[BaseModel], where: str) -> Iterator[str]:
+    """Fields that an override would need a ``+`` for, through all that is nested."""
+    fields = fields_of(model)
+    yield from (f"{where}.{name}" for name in fields if name not in given)
+    for name, value in given.items():
+        path, inner, named = f"{where}.{name}", settings_in(fields[name]), by_name(fields[name])
+        if path == "alerts.channels":
+            for channel in _KINDS.keys() - FROM_CODE:
+                yield from not_listed(value.get(channel, {}), _KINDS[channel], f"{path}.{channel}")
+        elif inner is not None and value is not None:
+            yield from not_listed(value, inner, path)
+        elif named is not None:
+            for key, item in value.items():
+                yield from not_listed(item, named, f"{path}.{key}")
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_is_valid_and_lists_every_field(name: str) -> None:
     preset = load_preset(name)
     CMRMonitorCallback(**preset)
-    assert set(preset) == {
-        *("monitoring", "alerts", "probes", "history", "profiling", "resources", "sinks")
+    assert set(preset) == set(TOP)
+    assert [path for key in TOP for path in not_listed(preset[key], TOP[key], key)] == []
+
+
+def test_a_field_that_is_not_listed_is_found_wherever_it_is() -> None:
+    alerts = load_preset("default")["alerts"]
+    del alerts["route"]["max_per_window"]["n"]
+    del alerts["rules"]["ranks_unbalanced"]["compare"]["as"]
+    del alerts["rules"]["straggler"]["thresholds"]["warning"]["recover"]
+    del alerts["rules"]["dead_layer"]["m_of_n"]
+    del alerts["escalation_rules"]["error"]["delay"]
+    del alerts["channels"]["webhook"]["timeout"]
+    del alerts["channels"]["apprise"]
+    assert set(not_listed(alerts, AlertConfig, "alerts")) == {
+        "alerts.route.max_per_window.n",
+        "alerts.rules.ranks_unbalanced.compare.as",
+        "alerts.rules.straggler.thresholds.warning.recover",
+        "alerts.rules.dead_layer.m_of_n",
+        "alerts.escalation_rules.error.delay",
+        "alerts.channels.webhook.timeout",
+        *(f"alerts.channels.apprise.{name}" for name in _KINDS["apprise"].model_fields),
     }
-    for key, model in (
-        ("monitoring", MonitoringConfig),
-        ("alerts", AlertConfig),
-        ("probes", ProbesConfig),
-        ("history", HistoryConfig),
-        ("profiling", ProfilingConfig),
-        ("resources", ResourcesConfig),
-        ("sinks", SinksConfig),
-    ):
-        assert set(preset[key]) == set(model.model_fields)
-    for rule in preset["alerts"]["rules"].values():
-        assert set(rule) >= TUNED  # the rest of a rule's fields is rarely touched
+
+
+def test_the_rules_of_a_preset_share_nothing_once_it_is_loaded() -> None:
+    rules = load_preset("default")["alerts"]["rules"]
+    rules["straggler"]["no_data"]["mode"] = "ok"
+    assert rules["step_outliers"]["no_data"]["mode"] == "keep"
+    assert load_preset("default")["alerts"]["rules"]["straggler"]["no_data"]["mode"] == "keep"
+
+
+def own_lines(node: yaml.MappingNode, model: type[BaseModel]) -> Iterator[int]:
+    """Lines of the options that have one to themselves, through all that is nested."""
+    fields = fields_of(model)
+    for key, value in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":  # what rules share: commented where it is written
+            if key.start_mark.line <= value.start_mark.line:
+                yield from own_lines(value, model)
+            continue
+        yield key.start_mark.line
+        if not isinstance(value, yaml.MappingNode) or value.flow_style:
+            continue
+        inner, named = settings_in(fields[key.value]), by_name(fields[key.value])
+        if inner is not None:
+            yield from own_lines(value, inner)
+        elif named is RuleConfig:
+            for _, rule in value.value:
+                merged = [pair for pair in rule.value if pair[0].value == "<<"]
+                yield from own_lines(yaml.MappingNode(rule.tag, merged), RuleConfig)
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_option_of_a_preset_is_commented(name: str) -> None:
-    lines = (config_root() / "cmr_monitor" / f"{name}.yaml").read_text().splitlines()
-    for number, line in enumerate(lines):
-        if re.match(r"  \w+:", line):
-            assert lines[number - 1].strip().startswith("#"), line
+    text = (config_root() / "cmr_monitor" / f"{name}.yaml").read_text()
+    lines = text.splitlines()
+    top = yaml.compose(text, Loader=yaml.SafeLoader)
+    found = [line for key, node in top.value for line in own_lines(node, TOP[key.value])]
+    assert len(found) > (90 if name == "minimal" else 105), "those of rules are found"
+    assert [lines[n] for n in found if not lines[n - 1].strip().startswith("#")] == []
 
 
 def test_the_preset_default_is_what_no_arguments_give() -> None:

@@ -53,6 +53,7 @@ class WebhookChannel:
             RuntimeError: it refuses the notice. No message names the address.
         """
         config = self._config
+        assert config.url is not None, "one without an address is no channel"
         body = payload(notice, self._around.run) if config.format == "json" else slack(notice)
         headers = {name: value.get_secret_value() for name, value in config.headers.items()}
         url, user = _apart(config.url.get_secret_value())

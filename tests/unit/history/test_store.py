@@ -18,6 +18,7 @@ from cmr_monitor_callbacks.history import requests, schema
 from cmr_monitor_callbacks.history.retention import prune
 from cmr_monitor_callbacks.reports import report_of
 from tests.histories import START, end, snapshot, store, transition
+from tests.needed import needed
 
 
 def filled(path: Path, steps: range, value: float = 0.0, every: int = 1) -> None:
@@ -192,7 +193,7 @@ def test_describe_gives_a_summary_the_weight_of_its_windows(tmp_path: Path) -> N
 
 
 def test_a_frame_holds_every_number(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pandas = needed("pandas")
     path = tmp_path / "history.sqlite"
     opened = store(path)
     for step in range(3):
