@@ -22,6 +22,8 @@ LAYER_NAMES: Final = (
 _OF_CONTEXT: Final = ("current_layer_idx", *LAYER_NAMES)
 MEMORY_NAME: Final = re.compile(r"mem|cache|buffer|bank|queue|retriev|past_state", re.IGNORECASE)
 UNKNOWN: Final = object()
+_POSITIONS: Final = 256
+"""Most positions of a tensor that are looked at."""
 LayerOf = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -138,6 +140,15 @@ def positions(states: torch.Tensor) -> int:
     for size in states.shape[:-1]:
         count *= size
     return count
+
+
+def spread(rows: torch.Tensor) -> torch.Tensor:
+    """At most 256 rows, evenly spread over all of them.
+
+    >>> len(spread(torch.zeros(256, 8))), len(spread(torch.zeros(257, 8)))
+    (256, 129)
+    """
+    return rows[:: -(-len(rows) // _POSITIONS) or 1]
 
 
 def offered_states(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
