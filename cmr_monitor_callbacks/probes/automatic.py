@@ -36,6 +36,7 @@ Tell = Callable[[dict[str, str]], Mapping[str, str]]
 """Adds to sources, by metric or component."""
 _COUNTED = (BufferWatch, IndexedWatch)
 _HOLDING = (*_COUNTED, FifoWatch)
+_LOOKING = (ReconstructionWatch, PassageWatch, RetrievalWatch, BufferWatch)
 
 
 class AutomaticAttachment:
@@ -323,7 +324,7 @@ class AutomaticAttachment:
             return
         self._samples = on
         for watch in self.watches():
-            if isinstance(watch, (ReconstructionWatch, PassageWatch)):
+            if isinstance(watch, _LOOKING):
                 watch.sample(on)
 
     @property

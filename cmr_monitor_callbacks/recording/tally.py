@@ -92,6 +92,7 @@ for _statistic, _least in (
     ("reconstruction_quality_sum", 0.0),
     ("retrieval_quality_sum", 0.0),
     ("reconstruction_similarity_sum", -1.0),
+    ("retrieval_similarity_sum", -1.0),
 ):
     _LIMIT[ROW[_statistic]], _LEAST[ROW[_statistic]] = 1.0, _least
 _OWNER: Final = {s.name: s.component for s in STATISTICS}

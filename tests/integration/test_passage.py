@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cmr_monitor_callbacks import CMRMonitorCallback, CMRPerformanceMonitor
 from tests.memory_models.buffers import Entry, ListBuffer
+from tests.memory_models.small import Retriever, SmallNet, plain_steps
 from tests.models import trainer
 
 VOCABULARY, DIM, LAYER = 11, 8, 2
@@ -334,4 +335,88 @@ def test_threads_that_step_have_batches_of_their_own() -> None:
     monitor.close_window()
     assert monitor.snapshot.value("batch_size") == (3 + 2) / 2
     assert monitor.snapshot.value("tokens") == 3 * 7 + 2 * 5
+    monitor.detach()
+
+
+class Asking(LanguageModel):
+    """Asks its memory with a state.
+
+    Attributes:
+        asked: of each forward the query and the states that it was given.
+    """
+
+    def __init__(self, named: bool = False) -> None:
+        super().__init__(named)
+        self.asked: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        query = self.embedding(input_ids)[:, -1].detach()
+        self.memory_buffer.store_state(query[0], LAYER, key=int(input_ids[0, -1]))
+        found = self.memory_buffer.retrieve_similar(query, top_k=4)
+        self.asked.append((query, torch.stack([entry.hidden_state for entry in found])))
+        return super().forward(input_ids)
+
+
+def retrieval_similarity(query: Tensor, states: Tensor) -> float:
+    """Mean over all pairs."""
+    pairs = [similarity(one[None], other[None]) for one in query for other in states]
+    return float(np.mean(pairs))
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_retrieval_similarity_is_that_of_the_steps_that_are_looked_at(wrap: bool) -> None:
+    torch.manual_seed(0)
+    model = Asking()
+    config = {**STRICT, "log_every_n_steps": 2}
+    probes = {"wrap": wrap}
+    monitor = CMRPerformanceMonitor(config, alert_config=QUIET, model=model, probes=probes)
+    for batch in batches()[:4]:
+        with monitor.track_performance():
+            model(**batch)
+    snapshot = monitor.snapshot
+    shown = snapshot.value("retrieval_similarity")
+    if wrap:
+        of_each = [retrieval_similarity(*asked) for asked in model.asked[1::2]]
+        assert shown == pytest.approx(np.mean(of_each), rel=1e-5)
+        last = snapshot.value("retrieval_similarity", over="window")
+        assert last == pytest.approx(of_each[-1], rel=1e-5)
+        assert snapshot.source("retrieval_similarity").startswith("wrapped:memory_buffer.")
+        assert snapshot.value("total_retrievals") == 8, "counted in every step"
+        # retrieve_by_layer asks with nothing: of that layer it is no data
+        assert math.isnan(snapshot.value("retrieval_similarity", layer=LAYER))
+        # a checkpoint has it
+        again = CMRPerformanceMonitor(config, alert_config=QUIET)
+        again.load_state_dict(monitor.state_dict())
+        assert again.snapshot.value("retrieval_similarity") == shown
+        again.detach()
+    else:
+        assert math.isnan(shown)
+    monitor.detach()
+
+
+def test_retrieval_similarity_by_layer_and_of_a_retriever_with_a_cache() -> None:
+    """`SmallNet` asks with a layer's stream; its retriever remembers answers."""
+    torch.manual_seed(3)
+    net = SmallNet()
+    asked: dict[int, list[float]] = {2: [], 4: []}
+
+    class Telling(Retriever):
+        def retrieve_memories(self, query: Tensor, layer_idx: int, top_k: int = 3) -> list[Entry]:
+            found = super().retrieve_memories(query, layer_idx, top_k)
+            states = [entry.hidden_state for entry in found]
+            rows = query.reshape(-1, query.shape[-1])
+            shown = retrieval_similarity(rows, torch.stack(states)) if states else math.nan
+            asked[layer_idx].append(shown)
+            return found
+
+    net.retriever = Telling(net.memory_buffer)
+    config = {**STRICT, "log_every_n_steps": 3}
+    monitor = CMRPerformanceMonitor(config, alert_config=QUIET, model=net)
+    for step in plain_steps(net, 9):
+        with monitor.track_performance():
+            step()
+    for layer, of_each in asked.items():
+        looked_at = [x for x in of_each[2::3] if not math.isnan(x)]
+        shown = monitor.snapshot.value("retrieval_similarity", layer=layer)
+        assert shown == pytest.approx(np.mean(looked_at), rel=1e-5)
     monitor.detach()
