@@ -155,7 +155,10 @@ def add_tally(
     for place, row, timer in _TIMED_CALLS:
         if counts[place].any():
             packed.values[row] += sums[place]
-            durations.append((timer, numbers[places == place], None))
+            here = places == place
+            durations.append((timer, numbers[here], None))
+            if packed.by_layer is not None:
+                packed.by_layer.put(timer, columns[here], numbers[here])
     return rejected
 
 

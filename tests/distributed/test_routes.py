@@ -32,13 +32,17 @@ GAUGES = [i for i, s in enumerate(STATISTICS) if s.store is Store.GAUGE]
 NODES = ("aaaabbbb", "abababab", "abbccccc")
 
 
-def window(rank: int) -> Packed:
+def window(rank: int, *, by_layer: bool = False) -> Packed:
     random = np.random.default_rng(rank)
-    packed = Packed.empty(1 + len(LAYERS))
+    packed = Packed.empty(1 + len(LAYERS), by_layer=by_layer)
     packed.values[:] = random.integers(0, 1000, packed.values.shape)
     packed.samples[:] = random.integers(0, 3, packed.samples.shape)
     packed.histograms[:] = random.integers(0, 5, packed.histograms.shape)
     packed.extremes[:] = np.sort(random.random(packed.extremes.shape), axis=1)
+    if packed.by_layer is not None:
+        layers = packed.by_layer
+        layers.counts[:] = random.integers(0, 5, layers.counts.shape)
+        layers.extremes[:] = np.sort(random.random(layers.extremes.shape), axis=2)
     if rank % 3 == 0:
         packed.values[GAUGES] = np.nan  # it has no buffer
     return packed
