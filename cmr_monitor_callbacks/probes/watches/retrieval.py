@@ -241,8 +241,8 @@ def _of_each(query: torch.Tensor, entries: torch.Tensor) -> float:
     own = entries.detach().reshape(len(one), -1, width)
     own = spread(own.transpose(0, 1), _OF_EACH).transpose(0, 1)
     most = max(1, MOST_LOOKED_AT // own.shape[1])
-    pairs = (spread(x, most).double() for x in (one, own))
-    return float(torch.nn.functional.cosine_similarity(*pairs, dim=-1).mean())
+    one, own = spread(one, most).double(), spread(own, most).double()
+    return float(torch.nn.functional.cosine_similarity(one, own, dim=-1).mean())
 
 
 def _of_all(query: torch.Tensor, entries: Any) -> float | None:

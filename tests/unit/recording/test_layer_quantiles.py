@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -14,8 +15,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cmr_monitor_callbacks import CMRPerformanceMonitor, CMRProbe, Snapshot
+from cmr_monitor_callbacks.clock import ManualClock
 from cmr_monitor_callbacks.layer_histograms import LAYER_TIMERS
 from cmr_monitor_callbacks.packed import Packed
+from cmr_monitor_callbacks.recording.recorder import Recorder
+from cmr_monitor_callbacks.recording.tally import CALL, PLACES
+from tests.memory_models.small import SmallNet, plain_steps
 
 LAYERS = (4, 6, "deep")
 QUIET: dict[str, Any] = {"enable_alerts": False}
@@ -157,6 +162,54 @@ def test_off_nothing_is_kept_of_layers() -> None:
     assert np.array_equal(one[rows], other[rows])
     off.monitor.detach()
     on.monitor.detach()
+
+
+def test_of_a_model_that_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading of the clock is the later, the more there were."""
+
+    class Slower(ManualClock):
+        def monotonic(self) -> float:
+            self.now += 0.001 * (1 + (readings := next(count)) % 17) + 1e-6 * readings
+            return self.now
+
+    count = itertools.count()
+    net = SmallNet()
+    clock = Slower()
+    settings = {"log_every_n_steps": 12, "layer_quantiles": True, "on_monitor_error": "raise"}
+    seen: dict[Any, list[float]] = defaultdict(list)
+    plain = Recorder.__init__
+
+    def listening(self: Recorder, **more: Any) -> None:
+        plain(self, **more)
+        self.tally = Overheard(seen)
+
+    monkeypatch.setattr(Recorder, "__init__", listening)
+    monitor = CMRPerformanceMonitor(settings, alert_config=QUIET, model=net, clock=clock)
+    for step in plain_steps(net, 12):
+        with monitor.track_performance():
+            step()
+    layers = {layer: 1 + i for i, layer in enumerate(monitor.snapshot.layer_ids)}
+    for call in ("retrieval", "reconstruction"):
+        for layer in (2, 4):
+            given = seen[layers[layer] * PLACES + CALL[call]]
+            assert len(given) == 12
+            for q in (50, 95, 99):
+                shown = monitor.snapshot.value(f"{call}_time_p{q}", layer=layer)
+                assert shown == pytest.approx(exact(given, q / 100), rel=0.02)
+    monitor.detach()
+
+
+class Overheard(list[Any]):
+    """A tally that says what it is given, by place."""
+
+    def __init__(self, seen: dict[Any, list[float]]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def extend(self, items: Any) -> None:
+        for at, number in zip(items[::2], items[1::2], strict=True):
+            self.seen[at].append(number)
+        super().extend(items)
 
 
 def test_nothing_seen() -> None:
