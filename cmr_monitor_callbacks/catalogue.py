@@ -150,6 +150,7 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
     # what no probe call says, but a monitor that watches by itself can see
     *_statistics("moves", Store.COUNT, "states_overwritten", "states_merged", "clear_count"),
     *_statistics("matches", Store.COUNT, "retrieval_hits", "slots_asked"),
+    *_statistics("matches", Store.SUM, "retrieval_similarity_sum"),
     *_statistics("similarity", Store.SUM, "reconstruction_similarity_sum"),
     *_statistics(
         "passage",
@@ -576,6 +577,16 @@ _ALL_METRICS: Final[tuple[MetricInfo, ...]] = (
         "#retrieval_quality_sum",
         "quality as the model gives it, 0..1",
         kind=Kind.MEAN,
+    ),
+    _ratio(
+        "retrieval",
+        "retrieval_similarity",
+        "retrieval_similarity_sum",
+        "#retrieval_similarity_sum",
+        "cosine of a query and the entries that it was given back. Sampled: the last step of a "
+        "window, at most 256 positions and entries",
+        kind=Kind.MEAN,
+        polarity=Polarity.NEITHER,
     ),
     # model
     _ratio(

@@ -287,7 +287,8 @@ class CMRPerformanceMonitor:
             yield self
         self._last_end = self.clock.monotonic()
         seconds = self._last_end - start
-        self.record_step(seconds, wait, timing.end(moment, seconds), None, None, None, 1)
+        forward, entered = timing.end(moment, seconds), self._listening.entered
+        self.record_step(seconds, wait, forward, None, None, None, 1, *entered)
         self.step()
 
     # -- windows and stages -----------------------------------------------------------------

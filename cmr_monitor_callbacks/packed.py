@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import METRICS, STATISTICS, TIMERS, Kind, Store
 from cmr_monitor_callbacks.histogram import BUCKETS, quantiles
+from cmr_monitor_callbacks.layer_histograms import LAYER_TIMERS, LayerHistograms
 
 Array = NDArray[np.float64]
 
@@ -44,22 +45,25 @@ class Packed:
         histograms: shape ``(timers, BUCKETS)``, int64.
         extremes: shape ``(timers, 2)``, float64: least and greatest seconds; inf and -inf
             without data.
+        by_layer: histograms of each layer, as wide; None where nobody asks for them.
     """
 
     values: Array
     samples: Array
     histograms: NDArray[np.int64]
     extremes: Array
+    by_layer: LayerHistograms | None = None
 
     @classmethod
-    def empty(cls, width: int) -> Packed:
-        """Nothing seen yet, for ``width`` columns."""
+    def empty(cls, width: int, *, by_layer: bool = False) -> Packed:
+        """Nothing seen yet, for ``width`` columns; ``by_layer``: with histograms of each."""
         values = np.zeros((_ROWS, width))
         values[_GAUGES] = np.nan
         extremes = np.empty((len(TIMERS), 2))
         extremes[:] = (math.inf, -math.inf)
         histograms = np.zeros((len(TIMERS), BUCKETS), dtype=np.int64)
-        return cls(values, np.zeros((_ROWS, width)), histograms, extremes)
+        layers = LayerHistograms.empty(width) if by_layer else None
+        return cls(values, np.zeros((_ROWS, width)), histograms, extremes, layers)
 
     @property
     def width(self) -> int:
@@ -73,6 +77,8 @@ class Packed:
             wider.values[:, : self.width] = self.values
             wider.samples[:, : self.width] = self.samples
             self.values, self.samples = wider.values, wider.samples
+            if self.by_layer is not None:
+                self.by_layer = self.by_layer.widened(width)
 
     def add(self, later: Packed) -> None:
         """Merge over steps: counts and sums add, gauges take the later value where there is one."""
@@ -86,6 +92,9 @@ class Packed:
         self.histograms += later.histograms
         np.minimum(self.extremes[:, 0], later.extremes[:, 0], out=self.extremes[:, 0])
         np.maximum(self.extremes[:, 1], later.extremes[:, 1], out=self.extremes[:, 1])
+        if later.by_layer is not None:
+            self.by_layer = self.by_layer or LayerHistograms.empty(self.width)
+            self.by_layer.add(later.by_layer)
 
     def take_gauges(self, other: Packed) -> None:
         """Take over the gauges that another stretch knows; the rest stays."""
@@ -98,17 +107,24 @@ class Packed:
         out.values[:, list(columns)] = self.values
         out.samples[:, list(columns)] = self.samples
         out.histograms, out.extremes = self.histograms.copy(), self.extremes.copy()
+        out.by_layer = None if self.by_layer is None else self.by_layer.moved(columns, width)
         return out
 
     def copy(self) -> Packed:
         """An independent copy."""
         return Packed(
-            self.values.copy(), self.samples.copy(), self.histograms.copy(), self.extremes.copy()
+            self.values.copy(),
+            self.samples.copy(),
+            self.histograms.copy(),
+            self.extremes.copy(),
+            None if self.by_layer is None else self.by_layer.copy(),
         )
 
     def state(self) -> dict[str, Any]:
         """Plain lists by statistic name, for a checkpoint; later versions may add rows."""
+        layers = {} if self.by_layer is None else {"by_layer": self.by_layer.state()}
         return {
+            **layers,
             "values": {s.name: self.values[i].tolist() for i, s in enumerate(STATISTICS)},
             "samples": {s.name: self.samples[i].tolist() for i, s in enumerate(STATISTICS)},
             "histograms": {name: self.histograms[i].tolist() for name, i in TIMER_ROW.items()},
@@ -127,6 +143,8 @@ class Packed:
             if name in state["histograms"]:
                 packed.histograms[row] = state["histograms"][name]
                 packed.extremes[row] = state["extremes"][name]
+        if "by_layer" in state:
+            packed.by_layer = LayerHistograms.from_state(state["by_layer"], width)
         return packed
 
 
@@ -163,6 +181,11 @@ _QS = np.array(sorted({METRICS[i].quantile for i in _QUANTILES}))
 _QUANTILE_AT = (
     [TIMER_ROW[METRICS[i].numerator] for i in _QUANTILES],
     [int(np.searchsorted(_QS, METRICS[i].quantile)) for i in _QUANTILES],
+)
+_OF_LAYERS = [METRICS[i].numerator in LAYER_TIMERS for i in _QUANTILES]
+_LAYER_QUANTILES = [i for i, of in zip(_QUANTILES, _OF_LAYERS, strict=True) if of]
+_LAYER_QUANTILE_AT = tuple(
+    [at for at, of in zip(places, _OF_LAYERS, strict=True) if of] for places in _QUANTILE_AT
 )
 _OPERATIONS = np.array(
     [
@@ -224,6 +247,9 @@ class Reader:
         _read_gauges(packed.values, run.values[ROW["entries_seen"]], out)
         np.divide(out[_EVICTED], out[_HELD], out=out[_TURNOVER], where=out[_HELD] > 0)
         out[_QUANTILES, 0] = quantiles(packed.histograms, _QS, packed.extremes)[_QUANTILE_AT]
+        if packed.by_layer is not None:
+            timers, qs = _LAYER_QUANTILE_AT
+            out[_LAYER_QUANTILES, 1:] = packed.by_layer.quantiles(_QS)[timers, 1:, qs]
         return out
 
     def counters(self, run: Packed) -> Array:

@@ -22,7 +22,10 @@ TIMED: Final = tuple(
     for name in (f"avg_{kind}_time", f"{kind}_time")
 )
 """Metrics and timers whose numbers are of timed calls alone."""
-LOOKED_AT: Final = ("reconstruction_similarity", "output_entropy", "output_nonfinite_share")
+LOOKED_AT: Final = (
+    *("reconstruction_similarity", "retrieval_similarity"),
+    *("output_entropy", "output_nonfinite_share"),
+)
 """Metrics that a closer look at tensors gives; no probe does."""
 
 
@@ -183,5 +186,5 @@ def sampled_sources(sources: Mapping[str, str], n: int) -> Mapping[str, str]:
 
 def _watched(sources: Mapping[str, str], name: str) -> str:
     """The source of a whole component, where it is one that takes similarities."""
-    source = sources.get("reconstruction", "") if name == "reconstruction_similarity" else ""
+    source = sources.get(name.removesuffix("_similarity"), "")
     return "" if source.startswith("explicit:") else source

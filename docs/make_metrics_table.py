@@ -21,7 +21,8 @@ Made from `cmr_monitor_callbacks/catalogue.py` by `docs/make_metrics_table.py`.
 Sums and counts are stored, never averages; they are divided when they are read, so that steps, layers
 and ranks merge exactly. *Ratio of sums* over layers means: over the layers that give both sides. A
 quantile comes from a histogram of 512 logarithmic buckets between 1 µs and 787 s, kept for the
-component as a whole, and is within 2 % of the exact lower quantile. What has no source is no data (NaN),
+component as a whole, with `monitoring.layer_quantiles` for the calls of each layer too, and is within 2 % of
+the exact lower quantile. What has no source is no data (NaN),
 never 0; a counter whose source is alive and silent is 0; a ratio over 0 is no data.
 
 **Units.** Base units: seconds, bytes, counts; `memory_size_mb` is MiB. Ratios lie in 0..1 except
@@ -35,7 +36,8 @@ are counters over the run; ratios, averages and quantiles over the window; gauge
 **Layers.** A layer's id is what its probe was given, an int or a str. *Logged* below: by default for
 the model as a whole, as `cmr_<component>/<name>`, or for each layer, as `…/layer_04`
 (`monitoring.whole_metrics` and `monitoring.layer_metrics` choose others); every
-metric that is not a quantile can be read for each layer. The whole model's entries, bytes and capacity are
+metric that is not a quantile can be read for each layer, and with `monitoring.layer_quantiles: true` those of
+`capture_time`, `retrieval_time` and `reconstruction_time` too. The whole model's entries, bytes and capacity are
 the layers' sums; a `CMRProbe()` without a layer may give a total limit, which bounds that capacity, and
 totals, which stand where no layer gives its own.
 

@@ -30,6 +30,7 @@ def estimate(settings: Settings, rules: Sequence[AlertRule], sources: Sources) -
     by_layer = sum(map(has_layers, given))
     scalars = _scalars(settings, names, layers)
     config, width = settings.monitoring, len(layers) + 1
+    length = payload_length(width, by_layer=config.layer_quantiles)
     ranks = sources.ranks or 1
     return Cost(
         layers=None if sources.layers is None else len(layers),
@@ -38,8 +39,8 @@ def estimate(settings: Settings, rules: Sequence[AlertRule], sources: Sources) -
         rule_series=len(Series(rules, layers, ranks)),
         scalars=scalars,
         scalars_per_layer=_scalars(settings, names, ["a layer"]) - _scalars(settings, names, []),
-        window_bytes=_window_bytes(width),
-        payload_bytes=payload_length(width) * _FLOAT if ranks > 1 else None,
+        window_bytes=_window_bytes(width, by_layer=config.layer_quantiles),
+        payload_bytes=length * _FLOAT if ranks > 1 else None,
         window_steps=config.log_every_n_steps,
     )
 
@@ -60,9 +61,11 @@ def _scalars(settings: Settings, names: set[str], layers: Sequence[LayerId]) -> 
     return len(own) + sum(tag.split("/")[1] in names for tag in table.tags)
 
 
-def _window_bytes(width: int) -> int:
+def _window_bytes(width: int, *, by_layer: bool) -> int:
     """Of the window's and the run's statistics, and of the tables of metrics read from them."""
-    packed = Packed.empty(width)
-    kept = (packed.values, packed.samples, packed.histograms, packed.extremes)
+    packed = Packed.empty(width, by_layer=by_layer)
+    kept = [packed.values, packed.samples, packed.histograms, packed.extremes]
+    if packed.by_layer is not None:
+        kept += [packed.by_layer.counts, packed.by_layer.extremes]
     tables = (read(packed, packed), read_counters(packed))
     return 2 * sum(array.nbytes for array in kept) + sum(array.nbytes for array in tables)

@@ -71,6 +71,9 @@ class MonitoringConfig(Settings):
     """Globs: metrics that are logged for each layer; null: the catalogue's eight."""
     whole_metrics: tuple[str, ...] | None = None
     """Globs: metrics that are logged for the model as a whole; null: the catalogue's choice."""
+    layer_quantiles: bool = False
+    """Percentiles of the times of calls for each layer too: its histograms take 12 KiB in a
+    window, and 6 KiB of what each of several ranks sends. One rank without it: no data of any."""
     diagnostics: DiagnosticsConfig = Field(default_factory=DiagnosticsConfig)
     """What the diagnostics look at, and what is measured for them."""
     sample_every: int = Field(default=1, ge=1)

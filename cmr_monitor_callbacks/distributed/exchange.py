@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from cmr_monitor_callbacks.distributed.merge import Exchanged, with_new_layers
 from cmr_monitor_callbacks.distributed.payload import Header, encode, layout_hash, payload_length
 from cmr_monitor_callbacks.distributed.routes import Route
 from cmr_monitor_callbacks.errors import LayerError
+from cmr_monitor_callbacks.layer_histograms import LayerHistograms
 from cmr_monitor_callbacks.layers import LayerId, Layout
 from cmr_monitor_callbacks.packed import Packed
 
@@ -57,6 +59,10 @@ class Exchange:
         route: how their numbers reach each other.
         layers: those that this rank holds now; all ranks make their `Exchange` at once.
         names: what a user tracks on this rank now.
+        by_layer: whether this rank keeps histograms of layers.
+
+    Attributes:
+        by_layer: whether all ranks keep them; else none sends them.
 
     Raises:
         ExchangeError: the ranks did not come to an agreement.
@@ -68,8 +74,11 @@ class Exchange:
         route: Route,
         layers: Iterable[LayerId],
         names: Iterable[str] = (),
+        *,
+        by_layer: bool = False,
     ) -> None:
         self.group = group
+        self.by_layer = by_layer
         self._route = route
         self.windows = 0
         self.layout = Layout()
@@ -88,9 +97,10 @@ class Exchange:
             ExchangeError: a rank did not take part in time, or two layers would look alike.
         """
         new = [layer for layer in layers if layer not in self.layout.layers]
-        mine = json.dumps([new, self._new(names)]).encode()
+        mine = json.dumps([new, self._new(names), self.by_layer]).encode()
         for text in self.group.submit(lambda: self.group.gather_bytes(mine)).take():
-            their_layers, their_names = json.loads(text)
+            their_layers, their_names, they_keep = json.loads(text)
+            self.by_layer = self.by_layer and they_keep
             for layer in their_layers:
                 try:
                     self.layout.column(layer)
@@ -118,7 +128,7 @@ class Exchange:
     @property
     def payload_length(self) -> int:
         """Float64 numbers that a rank sends for a window."""
-        return payload_length(self.layout.width, len(self.names))
+        return payload_length(self.layout.width, len(self.names), by_layer=self.by_layer)
 
     @property
     def under_way(self) -> bool:
@@ -168,6 +178,9 @@ class Exchange:
             new_layers=float(len(new) + len(self._new(custom.names))),
         )
         agreed, tracked = moved(window, layers, known), custom.send(self.names)
+        if self.by_layer != (agreed.by_layer is not None):
+            layers_of_all = LayerHistograms.empty(agreed.width) if self.by_layer else None
+            agreed = replace(agreed, by_layer=layers_of_all)
         self._pending = self.group.submit(
             lambda: self._route(encode(header, reason, agreed, tracked), agreed.width)
         )
@@ -221,14 +234,18 @@ def moved(window: Packed, layers: Sequence[LayerId], known: Sequence[LayerId]) -
     out.values[:, there] = window.values[:, here]
     out.samples[:, there] = window.samples[:, here]
     out.histograms, out.extremes = window.histograms, window.extremes
+    if window.by_layer is not None:
+        out.by_layer = window.by_layer.moved(there, out.width, here)
     return out
 
 
 def _only(window: Packed, columns: Sequence[int]) -> Packed:
-    """These columns alone, without the durations, which belong to no layer."""
+    """These columns alone, without the components' durations, which belong to no layer."""
     out = Packed.empty(window.width)
     out.values[:, columns] = window.values[:, columns]
     out.samples[:, columns] = window.samples[:, columns]
+    if window.by_layer is not None:
+        out.by_layer = window.by_layer.moved(columns, out.width, columns)
     return out
 
 

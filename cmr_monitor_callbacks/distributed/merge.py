@@ -78,7 +78,7 @@ def merge(ranks: Ranks) -> Exchanged:
     extremes = np.empty(ranks.extremes.shape[1:])
     extremes[:, 0] = ranks.extremes[..., 0].min(axis=0)
     extremes[:, 1] = ranks.extremes[..., 1].max(axis=0)
-    whole = Packed(total[:rows], total[rows:], histograms, extremes)
+    whole = Packed(total[:rows], total[rows:], histograms, extremes, ranks.by_layer)
 
     apart = Packed.empty(1 + len(cells))
     by_rank[:, _GAUGES] = _whole_of_ranks(given)
@@ -111,6 +111,9 @@ def with_new_layers(first: Exchanged, rest: Exchanged) -> Exchanged:
     whole.values[:, :width] = first.statistics.values
     whole.samples[:, :width] = first.statistics.samples
     whole.histograms, whole.extremes = first.statistics.histograms, first.statistics.extremes
+    known_layers = first.statistics.by_layer
+    if whole.by_layer is not None and known_layers is not None:
+        whole.by_layer.add(known_layers)
     apart = first.by_rank
     gauges = np.stack((apart.values[_GAUGES], rest.by_rank.values[_GAUGES]))
     apart.add(rest.by_rank)

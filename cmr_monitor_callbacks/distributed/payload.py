@@ -1,9 +1,9 @@
 """What one rank tells the others at the end of a window: one vector of float64.
 
-A header of numbers and a short text, then the window's packed statistics on the agreed layers, and
-what a user tracks under the agreed names. Its length depends only on how many of both were agreed
-on, for gloo ends a process whose vector is of
-another length than its peer's. Histograms and numbers of samples travel as 32-bit counts, two to a
+A header of numbers and a short text, then the window's packed statistics on the agreed layers,
+their histograms where all ranks keep them, and what a user tracks under the agreed names. Its
+length depends only on what was agreed on, for gloo ends a process whose vector is of another length
+than its peer's. Histograms and numbers of samples travel as 32-bit counts, two to a
 float64; bits are copied, never calculated with.
 """
 
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.catalogue import RESOURCE_NAMES, STATISTICS, TIMERS
-from cmr_monitor_callbacks.custom import NO_NAMES, WIDTH, Table
+from cmr_monitor_callbacks.custom import MOST, NO_NAMES, WIDTH, Table
 from cmr_monitor_callbacks.histogram import BUCKETS
+from cmr_monitor_callbacks.layer_histograms import LAYER_TIMERS, LayerHistograms
 from cmr_monitor_callbacks.layers import LayerId
 from cmr_monitor_callbacks.packed import Packed
 
@@ -135,18 +136,28 @@ def layout_hash(layers: Sequence[LayerId], names: Sequence[str] = ()) -> float:
     return float(int.from_bytes(digest[:6], "big"))
 
 
-def payload_length(width: int, names: int = 0) -> int:
+def payload_length(width: int, names: int = 0, *, by_layer: bool = False) -> int:
     """Float64 numbers in a payload of so many columns and names of a user's own numbers."""
-    return _START + _ROWS * width + _words(width) + 2 * len(TIMERS) + names * WIDTH
+    layers = sum(_layer_words(width)) if by_layer else 0
+    return _START + _ROWS * width + _words(width) + 2 * len(TIMERS) + layers + names * WIDTH
 
 
-def names_in(length: int, width: int) -> int:
-    """How many names a payload of such a length has.
+def parts_of(length: int, width: int) -> tuple[int, bool]:
+    """How many names a payload of such a length has, and whether histograms of layers are in it.
 
-    >>> names_in(payload_length(13, 5), 13)
-    5
+    >>> parts_of(payload_length(13, 5), 13), parts_of(payload_length(2, 5, by_layer=True), 2)
+    ((5, False), (5, True))
     """
-    return (length - payload_length(width)) // WIDTH
+    rest = length - payload_length(width)
+    # those of one column take more than the most names
+    by_layer = rest > MOST * WIDTH
+    return (rest - by_layer * sum(_layer_words(width))) // WIDTH, by_layer
+
+
+def _layer_words(width: int) -> tuple[int, int]:
+    """Float64 numbers that the counts and the extremes of layers take."""
+    histograms = len(LAYER_TIMERS) * width
+    return -(-histograms * BUCKETS // 2), 2 * histograms
 
 
 def _words(width: int) -> int:
@@ -157,7 +168,7 @@ def _words(width: int) -> int:
 def encode(
     header: Header, text: str, packed: Packed, custom: Table = NO_NAMES
 ) -> NDArray[np.float64]:
-    """One rank's vector, shape ``(payload_length(packed.width, len(custom)),)``."""
+    """One rank's vector, as long as `payload_length` says."""
     counts = np.zeros(2 * _words(packed.width), dtype=np.uint32)
     cells = packed.samples.size
     counts[:cells] = np.minimum(packed.samples, _MOST).ravel()
@@ -170,9 +181,32 @@ def encode(
             packed.values.ravel(),
             counts.view(np.float64),
             packed.extremes.ravel(),
+            *_encode_layers(packed.by_layer),
             custom.ravel(),
         )
     )
+
+
+def _encode_layers(layers: LayerHistograms | None) -> list[NDArray[np.float64]]:
+    if layers is None:
+        return []
+    counts = np.zeros(2 * _layer_words(layers.width)[0], dtype=np.uint32)
+    counts[: layers.counts.size] = np.minimum(layers.counts, _MOST).ravel()
+    return [counts.view(np.float64), layers.extremes.ravel()]
+
+
+def _decode_layers(matrix: NDArray[np.float64], width: int) -> LayerHistograms:
+    """Of all ranks together, from their stretches of the payload."""
+    shape = (len(matrix), len(LAYER_TIMERS), width)
+    at = _layer_words(width)[0]
+    counts = np.ascontiguousarray(matrix[:, :at]).view(np.uint32)
+    counts = counts[:, : len(LAYER_TIMERS) * width * BUCKETS]
+    whole = LayerHistograms.empty(width)
+    whole.counts += counts.sum(axis=0, dtype=np.int64).reshape(whole.counts.shape)
+    extremes = matrix[:, at:].reshape(*shape, 2)
+    whole.extremes[..., 0] = extremes[..., 0].min(axis=0)
+    whole.extremes[..., 1] = extremes[..., 1].max(axis=0)
+    return whole
 
 
 @dataclass(frozen=True)
@@ -186,6 +220,7 @@ class Ranks:
         counts: shape ``(ranks, timers * BUCKETS)``, uint32.
         extremes: shape ``(ranks, timers, 2)``, float64.
         custom: shape ``(ranks, names, 6)``, see `custom.Table`.
+        by_layer: histograms of layers, of all ranks together; None where not all keep them.
     """
 
     headers: list[Header]
@@ -194,6 +229,7 @@ class Ranks:
     counts: NDArray[np.uint32]
     extremes: NDArray[np.float64]
     custom: NDArray[np.float64]
+    by_layer: LayerHistograms | None = None
 
 
 def decode(matrix: NDArray[np.float64], width: int) -> Ranks:
@@ -204,7 +240,9 @@ def decode(matrix: NDArray[np.float64], width: int) -> Ranks:
     texts = [_text(row) if spoke else "" for row in matrix[:, HEADER:_START]]
     at = _START + cells
     extremes = at + _words(width)
-    custom = extremes + 2 * len(TIMERS)
+    layers = extremes + 2 * len(TIMERS)
+    names, by_layer = parts_of(matrix.shape[1], width)
+    custom = matrix.shape[1] - names * WIDTH
     counts = np.ascontiguousarray(matrix[:, at:extremes]).view(np.uint32)
     values = matrix[:, _START:at]
     both = np.concatenate((values, counts[:, :cells].astype(np.float64)), axis=1)
@@ -213,8 +251,9 @@ def decode(matrix: NDArray[np.float64], width: int) -> Ranks:
         texts,
         both.reshape(size, 2 * _ROWS, width),
         counts[:, cells : cells + _BUCKETS],
-        matrix[:, extremes:custom].reshape(size, len(TIMERS), 2),
+        matrix[:, extremes:layers].reshape(size, len(TIMERS), 2),
         matrix[:, custom:].reshape(size, -1, WIDTH),
+        _decode_layers(matrix[:, layers:custom], width) if by_layer else None,
     )
 
 

@@ -17,8 +17,9 @@ from cmr_monitor_callbacks.catalogue import STATISTICS, TIMERS
 from cmr_monitor_callbacks.custom import WIDTH
 from cmr_monitor_callbacks.distributed.group import ExchangeError, Group, RankGroup, Vector
 from cmr_monitor_callbacks.distributed.merge import Exchanged, check, join, merge
-from cmr_monitor_callbacks.distributed.payload import HEADER, TEXT, Header, decode, names_in
+from cmr_monitor_callbacks.distributed.payload import HEADER, TEXT, Header, decode, parts_of
 from cmr_monitor_callbacks.histogram import BUCKETS
+from cmr_monitor_callbacks.layer_histograms import LAYER_TIMERS, LayerHistograms
 from cmr_monitor_callbacks.packed import Packed
 
 Route = Callable[[Vector, int], Exchanged]
@@ -76,40 +77,42 @@ class _Tree:
 
     def __call__(self, vector: Vector, width: int) -> Exchanged:
         ranks = decode(self._inside.gather(vector), width)
-        names = names_in(len(vector), width)
+        names, by_layer = parts_of(len(vector), width)
         if self._among is None:
-            row = np.empty(part_length(width, self._size, names))
+            row = np.empty(part_length(width, self._size, names, by_layer=by_layer))
             self._inside.broadcast(row)
-            return _unpack(row, width, self._size)
+            return _unpack(row, width, self._size, by_layer)
         try:
             check(ranks.headers, ranks.headers[0])
             part = _pack(merge(ranks), self._most)
         except ExchangeError:
             # the other nodes must not wait
-            part = np.full(part_length(width, self._most, names), -1.0)
-        return self._finish(part, width, names)
+            part = np.full(part_length(width, self._most, names, by_layer=by_layer), -1.0)
+        return self._finish(part, width, names, by_layer)
 
-    def _finish(self, part: Vector, width: int, names: int) -> Exchanged:
+    def _finish(self, part: Vector, width: int, names: int, by_layer: bool) -> Exchanged:
         """A leader's work: the other nodes' parts, and the whole for its own node."""
         assert self._among is not None
         try:
             rows = self._among.gather(part)
-            parts = [_unpack(row, width, self._most) for row in rows]
+            parts = [_unpack(row, width, self._most, by_layer) for row in rows]
             headers = [header for one in parts for header in one.headers]
             check(headers, headers[0])
             whole = _in_order(join(parts))
         except ExchangeError:
-            self._inside.broadcast(np.full(part_length(width, self._size, names), -1.0))
+            length = part_length(width, self._size, names, by_layer=by_layer)
+            self._inside.broadcast(np.full(length, -1.0))
             raise
         self._inside.broadcast(_pack(whole, self._size))
         return whole
 
 
-def part_length(width: int, ranks: int, names: int = 0) -> int:
+def part_length(width: int, ranks: int, names: int = 0, *, by_layer: bool = False) -> int:
     """Float64 numbers that stand for a part of a job."""
+    layers = len(LAYER_TIMERS) * width * (BUCKETS + 2) if by_layer else 0
     cells = 2 * _ROWS * width
     lines = ranks * (HEADER + TEXT // 8 + 2 * _ROWS)
-    return 1 + lines + cells + len(TIMERS) * (BUCKETS + 2) + names * WIDTH
+    return 1 + lines + cells + len(TIMERS) * (BUCKETS + 2) + layers + names * WIDTH
 
 
 def _pack(part: Exchanged, ranks: int) -> Vector:
@@ -131,12 +134,30 @@ def _pack(part: Exchanged, ranks: int) -> Vector:
             whole.samples.ravel(),
             whole.histograms.ravel().astype(np.float64),
             whole.extremes.ravel(),
+            *_numbers_of(whole.by_layer),
             part.custom.ravel(),
         )
     )
 
 
-def _unpack(row: NDArray[np.float64], width: int, ranks: int) -> Exchanged:
+def _numbers_of(layers: LayerHistograms | None) -> list[NDArray[np.float64]]:
+    return (
+        []
+        if layers is None
+        else [layers.counts.ravel().astype(np.float64), layers.extremes.ravel()]
+    )
+
+
+def _layers_of(numbers: NDArray[np.float64], width: int) -> LayerHistograms | None:
+    if not len(numbers):
+        return None
+    whole = LayerHistograms.empty(width)
+    whole.counts += numbers[: whole.counts.size].reshape(whole.counts.shape).astype(np.int64)
+    whole.extremes[:] = numbers[whole.counts.size :].reshape(whole.extremes.shape)
+    return whole
+
+
+def _unpack(row: NDArray[np.float64], width: int, ranks: int, by_layer: bool) -> Exchanged:
     """The inverse of `_pack`.
 
     Raises:
@@ -147,8 +168,10 @@ def _unpack(row: NDArray[np.float64], width: int, ranks: int) -> Exchanged:
         raise ExchangeError("the ranks of another node did not come, or are at another window")
     line = HEADER + TEXT // 8 + 2 * _ROWS
     cells = _ROWS * width
-    at = np.cumsum([1, ranks * line, cells, cells, len(TIMERS) * BUCKETS, 2 * len(TIMERS)])
-    by_rank, values, samples, counts, extremes, custom = np.split(row[1:], at[1:] - 1)
+    layered = len(LAYER_TIMERS) * width * (BUCKETS + 2) if by_layer else 0
+    lengths = [1, ranks * line, cells, cells, len(TIMERS) * BUCKETS, 2 * len(TIMERS), layered]
+    at = np.cumsum(lengths)
+    by_rank, values, samples, counts, extremes, layers, custom = np.split(row[1:], at[1:] - 1)
     lines = by_rank.reshape(ranks, line)[:count]
     headers = [Header.of(one) for one in lines[:, :HEADER].tolist()]
     texts = [
@@ -163,6 +186,7 @@ def _unpack(row: NDArray[np.float64], width: int, ranks: int) -> Exchanged:
         samples.reshape(_ROWS, width).copy(),
         counts.reshape(len(TIMERS), BUCKETS).astype(np.int64),
         extremes.reshape(len(TIMERS), 2).copy(),
+        _layers_of(layers, width),
     )
     return Exchanged(headers, texts, whole, apart, custom=custom.reshape(-1, WIDTH).copy())
 

@@ -25,9 +25,19 @@ class RankSession:
         flat_up_to: most ranks that ``auto`` lets gather all at once.
         timeout: longest wait for the others, in seconds.
         node: name of this process's node; its host name by default.
+        by_layer: whether this process keeps histograms of layers.
     """
 
-    def __init__(self, reduction: str, flat_up_to: int, timeout: float, node: str = "") -> None:
+    def __init__(
+        self,
+        reduction: str,
+        flat_up_to: int,
+        timeout: float,
+        node: str = "",
+        *,
+        by_layer: bool = False,
+    ) -> None:
+        self._by_layer = by_layer
         self._reduction = reduction
         self._flat_up_to = flat_up_to
         self._timeout = timeout
@@ -86,7 +96,7 @@ class RankSession:
             self._reduction == "auto" and group.size > self._flat_up_to
         )
         route = tree(group, self._node) if by_tree else flat(group)
-        self._exchange = Exchange(group, route, layers, names)
+        self._exchange = Exchange(group, route, layers, names, by_layer=self._by_layer)
         return self._exchange.layout
 
     def send(

@@ -15,7 +15,7 @@ from cmr_monitor_callbacks.layers import matches
 from cmr_monitor_callbacks.probes.adapters import recognise
 from cmr_monitor_callbacks.probes.arguments import ArgumentWatch
 from cmr_monitor_callbacks.probes.books import Account, Books
-from cmr_monitor_callbacks.probes.report import Report
+from cmr_monitor_callbacks.probes.report import NOTHING, Amounts, Report
 from cmr_monitor_callbacks.probes.survey import Link, Part, attributes, part_of, survey
 from cmr_monitor_callbacks.probes.watches.base import Watch, Ways
 from cmr_monitor_callbacks.probes.watches.buffer import BufferWatch
@@ -36,6 +36,7 @@ Tell = Callable[[dict[str, str]], Mapping[str, str]]
 """Adds to sources, by metric or component."""
 _COUNTED = (BufferWatch, IndexedWatch)
 _HOLDING = (*_COUNTED, FifoWatch)
+_LOOKING = (ReconstructionWatch, PassageWatch, RetrievalWatch, BufferWatch)
 
 
 class AutomaticAttachment:
@@ -249,6 +250,7 @@ class AutomaticAttachment:
         """Notice objects that were replaced; a few identity tests, cheap enough for every step."""
         if self._arguments is not None and self._arguments.fruitless:
             self._arguments.remove_fruitless()
+        self._report.scope.now.entered = NOTHING
         for passage in self._passages:
             passage.begin_step()
         if self._all_there():
@@ -322,8 +324,13 @@ class AutomaticAttachment:
             return
         self._samples = on
         for watch in self.watches():
-            if isinstance(watch, (ReconstructionWatch, PassageWatch)):
+            if isinstance(watch, _LOOKING):
                 watch.sample(on)
+
+    @property
+    def entered(self) -> Amounts:
+        """Samples and token positions that entered the model since the step began."""
+        return self._report.scope.now.entered
 
     def take_outputs(self, outputs: Mapping[Any, Any]) -> None:
         """Copy the numbers of the statistics that a training step returned."""

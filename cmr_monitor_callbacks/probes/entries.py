@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from cmr_monitor_callbacks.entries import Array, LayerEntries
-from cmr_monitor_callbacks.probes.reading import held_layer
+from cmr_monitor_callbacks.probes.reading import STATE_NAME, fields_of, held_layer, state_of
 from cmr_monitor_callbacks.probes.survey import Part, attributes, survey
 from cmr_monitor_callbacks.probes.watches.base import Watch
 from cmr_monitor_callbacks.probes.watches.buffer import BufferWatch, buffer
@@ -19,9 +19,6 @@ from cmr_monitor_callbacks.probes.watches.fast_weights import fast_weights
 from cmr_monitor_callbacks.probes.watches.fifo import FifoWatch, fifo
 from cmr_monitor_callbacks.probes.watches.indexed import indexed
 
-_STATE: Final = re.compile(
-    r"_*((hidden_)?states?|rows|vectors?|embeddings?|keys?|values?|memor(y|ies)|bank|data)$"
-)
 _FIELDS: Final = {
     "relevance": re.compile(r"(relevance|importance|priority)(_scores?)?$|scores?$"),
     "stored_at": re.compile(
@@ -121,7 +118,7 @@ def forget_entries(model: Any) -> int:
 
 def _table(part: Part, sample: int, named: Named) -> LayerEntries | None:
     own = _own(part)
-    state = next((v for k, v in own.items() if _STATE.match(k) and _is_matrix(v)), None)
+    state = next((v for k, v in own.items() if STATE_NAME.match(k) and _is_matrix(v)), None)
     count = _count(own)
     if state is None or count is None:
         return None
@@ -211,14 +208,14 @@ def _of_buffer(
         if limit is None and not watch.layered:
             limit = total
         picked = [entries[i] for i in _spread(len(entries), sample)]
-        fields = [_fields(entry) for entry in picked]
+        fields = [fields_of(entry) for entry in picked]
         of_one = watch.layer if layer is None else layer
         yield LayerEntries(
             name if name is not None and not watch.layered else of_one,
             watch.path,
             len(entries),
             limit,
-            _states([_state_of(one) for one in fields]),
+            _states([state_of(one) for one in fields]),
             **{kind: _numbers(fields, pattern) for kind, pattern in _FIELDS.items()},
         )
 
@@ -231,23 +228,6 @@ def _of_fifo(watch: FifoWatch, sample: int) -> Iterator[LayerEntries]:
         if isinstance(held, torch.Tensor) and held.ndim == 2 and holding.entries:
             states = _floats(held[_spread(holding.entries, sample).tolist()])
         yield LayerEntries(layer, watch.path, holding.entries, holding.capacity, states)
-
-
-def _fields(entry: Any) -> Mapping[str, Any]:
-    if isinstance(entry, torch.Tensor):
-        return {"state": entry}
-    if isinstance(entry, Mapping):
-        return {str(key): value for key, value in entry.items()}
-    if isinstance(entry, tuple):
-        names = getattr(entry, "_fields", None) or [f"_{i}" for i in range(len(entry))]
-        return dict(zip(names, entry, strict=True))
-    return attributes(entry)
-
-
-def _state_of(fields: Mapping[str, Any]) -> torch.Tensor | None:
-    tensors = {k: v for k, v in fields.items() if isinstance(v, torch.Tensor) and v.ndim >= 1}
-    named = next((v for k, v in tensors.items() if _STATE.match(k)), None)
-    return next(iter(tensors.values()), None) if named is None else named
 
 
 def _states(found: Sequence[torch.Tensor | None]) -> Array | None:

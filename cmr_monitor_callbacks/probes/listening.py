@@ -22,7 +22,7 @@ from cmr_monitor_callbacks.probes.forwards import (
 )
 from cmr_monitor_callbacks.probes.largest import HeldTensors, memory_tensors
 from cmr_monitor_callbacks.probes.link import Link
-from cmr_monitor_callbacks.probes.report import Report
+from cmr_monitor_callbacks.probes.report import NOTHING, Amounts, Report
 from cmr_monitor_callbacks.probes.sections import Open, Sections
 from cmr_monitor_callbacks.probes.timing import Timing
 from cmr_monitor_callbacks.probes.watches.seam import Told
@@ -156,6 +156,11 @@ class Listening:
         """Take similarities and look at the output, or leave that out."""
         if self.watching:
             self.automatic.sample(on)
+
+    @property
+    def entered(self) -> Amounts:
+        """Samples and token positions that entered a watched model since the step began."""
+        return self.automatic.entered if self.watching else NOTHING
 
     def take_outputs(self, outputs: Any) -> None:
         """Note the statistics that a training step returned, as numbers; nothing is kept alive."""

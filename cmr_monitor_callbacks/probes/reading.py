@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import torch
 
+from cmr_monitor_callbacks.probes.survey import attributes
+
 LAYER_NAMES: Final = (
     "layer_idx",
     "layer_id",
@@ -21,7 +23,13 @@ LAYER_NAMES: Final = (
 )
 _OF_CONTEXT: Final = ("current_layer_idx", *LAYER_NAMES)
 MEMORY_NAME: Final = re.compile(r"mem|cache|buffer|bank|queue|retriev|past_state", re.IGNORECASE)
+STATE_NAME: Final = re.compile(
+    r"_*((hidden_)?states?|rows|vectors?|embeddings?|keys?|values?|memor(y|ies)|bank|data)$"
+)
+"""Names of the tensors that entries are made of."""
 UNKNOWN: Final = object()
+MOST_LOOKED_AT: Final = 256
+"""Most positions of a tensor, and most entries, that are looked at."""
 LayerOf = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -129,6 +137,46 @@ def returned_entries(out: Any) -> int | None:
     return None
 
 
+def entries_of(out: Any) -> Any:
+    """What a retrieval gave back: a tensor, a list of entries, or None where it is neither.
+
+    >>> entries_of(([1, 2], {"scores": 3})), entries_of({4: [1], 6: [2, 3]})
+    ([1, 2], [1, 2, 3])
+    """
+    if isinstance(out, (torch.Tensor, list)):
+        return out
+    if isinstance(out, tuple) and not hasattr(out, "_fields"):
+        return entries_of(out[0]) if out else None
+    if isinstance(out, deque):
+        return list(out)
+    if isinstance(out, Mapping):
+        for key in _RETURNED_KEYS:
+            if key in out:
+                return entries_of(out[key])
+        if all(isinstance(item, (list, tuple, deque)) for item in out.values()):
+            return [entry for item in out.values() for entry in item]
+    return None
+
+
+def fields_of(entry: Any) -> Mapping[str, Any]:
+    """What an entry is made of, by name; nothing of it is run."""
+    if isinstance(entry, torch.Tensor):
+        return {"state": entry}
+    if isinstance(entry, Mapping):
+        return {str(key): value for key, value in entry.items()}
+    if isinstance(entry, tuple):
+        names = getattr(entry, "_fields", None) or [f"_{i}" for i in range(len(entry))]
+        return dict(zip(names, entry, strict=True))
+    return attributes(entry)
+
+
+def state_of(fields: Mapping[str, Any]) -> torch.Tensor | None:
+    """The state among an entry's fields, or its first tensor; None: it has none."""
+    tensors = {k: v for k, v in fields.items() if isinstance(v, torch.Tensor) and v.ndim >= 1}
+    named = next((v for k, v in tensors.items() if STATE_NAME.match(k)), None)
+    return next(iter(tensors.values()), None) if named is None else named
+
+
 def positions(states: torch.Tensor) -> int:
     """States in a tensor whose last dimension is a state: 1 for a single one.
 
@@ -139,6 +187,15 @@ def positions(states: torch.Tensor) -> int:
     for size in states.shape[:-1]:
         count *= size
     return count
+
+
+def spread(rows: torch.Tensor, most: int = MOST_LOOKED_AT) -> torch.Tensor:
+    """At most so many rows, evenly spread over all of them.
+
+    >>> len(spread(torch.zeros(256, 8))), len(spread(torch.zeros(257, 8)))
+    (256, 129)
+    """
+    return rows[:: -(-len(rows) // most) or 1]
 
 
 def offered_states(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -26,7 +26,9 @@ compiling: Final = (
 OnError = Callable[[str, Hashable | None, BaseException], None]
 """Told the component, the layer, and the error."""
 OnFailure = Callable[[str, Exception], None]
-
+Amounts = tuple[int | None, int | None]
+"""Samples and token positions; None: not known."""
+NOTHING: Final[Amounts] = None, None
 
 LOADING: Final = object()
 """What a store within a load is part of."""
@@ -45,6 +47,7 @@ class UnderWay:
         inserted: entries that stores put into their buffers so far.
         stored: calls of a store counted so far; an outer one counts only if no inner one did.
         passing: the watch of the forward under way.
+        entered: how much entered the model since the step began.
     """
 
     __slots__ = (
@@ -52,6 +55,7 @@ class UnderWay:
         "capturing",
         "clearing",
         "clock",
+        "entered",
         "inserted",
         "layer",
         "passing",
@@ -68,6 +72,7 @@ class UnderWay:
         self.layer: Any = None
         self.storing: Any = None
         self.passing: Any = None
+        self.entered = NOTHING
         self.stored = self.inserted = 0
 
 

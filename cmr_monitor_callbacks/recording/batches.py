@@ -31,7 +31,7 @@ def batch_shape(batch: Any) -> tuple[int | None, int | None]:
     """
     # most loaders give a list or tuple of tensors
     plain = type(batch) in (list, tuple) and batch and type(batch[0]) is Tensor
-    tensor = batch[0] if plain else _first_tensor(batch)
+    tensor = batch[0] if plain else first_tensor(batch)
     if tensor is None:
         return None, None
     shape = tensor.shape
@@ -40,7 +40,8 @@ def batch_shape(batch: Any) -> tuple[int | None, int | None]:
     return shape[0] if shape else None, None
 
 
-def _first_tensor(batch: Any) -> Tensor | None:
+def first_tensor(batch: Any) -> Tensor | None:
+    """The tensor of a batch that says how much is in it, see `batch_shape`."""
     if isinstance(batch, Tensor):
         return batch
     if isinstance(batch, (list, tuple)):
@@ -51,7 +52,7 @@ def _first_tensor(batch: Any) -> Tensor | None:
     else:
         return None
     for item in items:
-        found = _first_tensor(item)
+        found = first_tensor(item)
         if found is not None:
             return found
     return None

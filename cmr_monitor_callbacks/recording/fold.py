@@ -106,7 +106,7 @@ class Fold:
         if np.logical_or.reduce(numbers > plan.limits):
             return False
         plan.add(packed, numbers, complete)
-        plan.add_durations(numbers, durations)
+        plan.add_durations(packed, numbers, durations)
         return True
 
 
@@ -169,7 +169,7 @@ class _Plan:
         gauge_targets: list[Places] = []
         self._flags: list[slice] = []
         self._needed: list[tuple[slice, Places]] = []
-        self._timed: list[tuple[int, Places, Places | None]] = []
+        self._timed: list[tuple[int, Places, Places | None, Places]] = []
         self.limits = np.full(int(sum(layout.lengths)), _LIMIT)
         """The greatest value allowed, by place."""
         start, length = 0, 0
@@ -199,7 +199,7 @@ class _Plan:
                         self._needed.append((stretch, events + 1 + needed[row]))
             for timer, (seconds, operations) in zip(TIMER_ROWS[kind], _TIMED[kind], strict=True):
                 weights = None if operations is None else events + 1 + operations
-                self._timed.append((timer, events + 1 + seconds, weights))
+                self._timed.append((timer, events + 1 + seconds, weights, at))
             for i, name in enumerate(FIELDS[kind]):
                 if name in UNIT_INTERVAL:
                     self.limits[events + 1 + i] = 1.0
@@ -241,18 +241,20 @@ class _Plan:
         values += self._calls
         values[gauge_targets] = gauges
 
-    def add_durations(self, numbers: Flat, durations: Durations) -> None:
-        """Add the durations of the events to a list."""
-        for timer, places, operations in self._timed:
+    def add_durations(self, packed: Packed, numbers: Flat, durations: Durations) -> None:
+        """Add the durations of the events to a list, and to the layers' histograms."""
+        for timer, places, operations, columns in self._timed:
             seconds = numbers[places]
             weights = None if operations is None else numbers[operations]
             known = seconds == seconds
             if not known.all():
-                seconds = seconds[known]
+                seconds, columns = seconds[known], columns[known]
                 weights = None if weights is None else weights[known]
             if len(seconds):
                 each = seconds if weights is None else seconds / weights
                 durations.append((timer, each, weights))
+                if packed.by_layer is not None:
+                    packed.by_layer.put(timer, columns, each, weights)
 
 
 def _joined(places: list[Places]) -> Places:

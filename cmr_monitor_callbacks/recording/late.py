@@ -14,6 +14,7 @@ import numpy as np
 
 from cmr_monitor_callbacks.catalogue import TIMERS
 from cmr_monitor_callbacks.folding import Durations
+from cmr_monitor_callbacks.layer_histograms import LAYER_TIMERS
 from cmr_monitor_callbacks.packed import ROW, TIMER_ROW, Packed
 from cmr_monitor_callbacks.recording.device_clock import DeviceClock, DeviceSeconds
 from cmr_monitor_callbacks.recording.tally import PLACES, TIMER_OF_CALL, UNTIMED
@@ -144,7 +145,10 @@ class LateTimes:
         if counted is not None:
             packed.values[counted, one.column] += one.times
             packed.samples[counted, one.column] += 1
-        durations.append((one.timer, np.array([seconds / one.times]), np.array([one.times])))
+        each = np.array([seconds / one.times]), np.array([one.times])
+        durations.append((one.timer, *each))
+        if packed.by_layer is not None and one.timer < len(LAYER_TIMERS):
+            packed.by_layer.put(one.timer, np.array([one.column]), *each)
 
     def drop(self) -> None:
         """Give up what is under way: it would come to a stage that it is not of."""

@@ -61,9 +61,11 @@ class Ledger:
     Args:
         keep_times: raw durations to keep of each kind.
         on_invalid: told of each value that was not taken.
+        by_layer: whether durations go to histograms of each layer, too.
     """
 
-    def __init__(self, keep_times: int, on_invalid: OnInvalid) -> None:
+    def __init__(self, keep_times: int, on_invalid: OnInvalid, *, by_layer: bool = False) -> None:
+        self._by_layer = by_layer
         self.lock = Lock()
         """Held while statistics move on; live statistics may be asked for by any thread."""
         self._thread = threading.get_ident()
@@ -71,7 +73,7 @@ class Ledger:
         """Layers of this process, in order of arrival."""
         self.shared = self.layout
         """Layers of all ranks."""
-        self.recorder = Recorder()
+        self.recorder = Recorder(by_layer=by_layer)
         self.cells = DeviceCells()
         self.stage = "train"
         self._on_invalid = on_invalid
@@ -311,7 +313,7 @@ class Ledger:
         self.clear()
         self.shared = self.layout
         columns = [0, *(self.layout.column(layer) for layer in state["layers"])]
-        self._train.load(state, columns, window=first)
+        self._train.load(state, columns, window=first, by_layer=self._by_layer)
         self.dirty = state["window_begun"] and first
 
     @locked

@@ -62,6 +62,9 @@ class InvalidSample:
 class Recorder:
     """A flat list of events for each kind, and what was added the slow way.
 
+    Args:
+        by_layer: whether durations go to histograms of each layer, too.
+
     Attributes:
         lists: by kind, events one after the other: the layer's column, then `fold.FIELDS`. Whole
             numbers are ints, others floats, None is no data. What extends them adds one event.
@@ -82,7 +85,8 @@ class Recorder:
     (900.0, 1)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_layer: bool = False) -> None:
+        self._by_layer = by_layer
         self.lock = Lock()
         """Held while what lies aside is changed; what extends the lists needs none."""
         self.lists: dict[str, list[Any]] = {kind: [] for kind in FIELDS}
@@ -151,6 +155,8 @@ class Recorder:
             if seconds is not None and times:
                 one = np.array([seconds]), np.array([times], dtype=np.float64)
                 self._aside_durations.append((timer, *one))
+                if aside.by_layer is not None:
+                    aside.by_layer.put(timer, np.array([column]), *one)
 
     @locked
     def gauge(self, field: int, column: int) -> float:
@@ -165,7 +171,7 @@ class Recorder:
 
     def _aside_of(self, width: int) -> Packed:
         if self._aside is None:
-            self._aside = Packed.empty(width)
+            self._aside = Packed.empty(width, by_layer=self._by_layer)
         self._aside.widen(width)
         return self._aside
 
@@ -224,7 +230,7 @@ class Recorder:
         Returns:
             the statistics, and the number of events.
         """
-        packed = Packed.empty(width)
+        packed = Packed.empty(width, by_layer=self._by_layer)
         durations: Durations = []
         taken = {kind: _taken(self.lists[kind]) for kind in FIELDS}
         self._add(self._fold, packed, taken, durations)

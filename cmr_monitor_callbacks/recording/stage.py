@@ -124,17 +124,30 @@ class StageStatistics:
             "ranks": 1 if by_rank is None else by_rank.width - 1,
         }
 
-    def load(self, state: Mapping[str, Any], columns: Sequence[int], *, window: bool) -> None:
+    def load(
+        self,
+        state: Mapping[str, Any],
+        columns: Sequence[int],
+        *,
+        window: bool,
+        by_layer: bool = False,
+    ) -> None:
         """The inverse of `state`.
 
         Args:
             state: of one process or of all.
             columns: saved column ``i`` is now ``columns[i]``.
             window: whether this process takes over the window in hand.
+            by_layer: whether histograms of layers are kept; else those of the past would stand
+                for a run that goes on without.
         """
         saved, width = len(columns), self._layout.width
         self.run = Packed.from_state(state["run"], saved).moved(columns, width)
         if window and state["window"] is not None:
             self._window = Packed.from_state(state["window"], saved).moved(columns, width)
+        if not by_layer:
+            for packed in (self.run, self._window):
+                if packed is not None:
+                    packed.by_layer = None
         if state["by_rank"] is not None:
             self.by_rank = Packed.from_state(state["by_rank"], 1 + state["ranks"])

@@ -92,6 +92,7 @@ for _statistic, _least in (
     ("reconstruction_quality_sum", 0.0),
     ("retrieval_quality_sum", 0.0),
     ("reconstruction_similarity_sum", -1.0),
+    ("retrieval_similarity_sum", -1.0),
 ):
     _LIMIT[ROW[_statistic]], _LEAST[ROW[_statistic]] = 1.0, _least
 _OWNER: Final = {s.name: s.component for s in STATISTICS}
@@ -154,7 +155,10 @@ def add_tally(
     for place, row, timer in _TIMED_CALLS:
         if counts[place].any():
             packed.values[row] += sums[place]
-            durations.append((timer, numbers[places == place], None))
+            here = places == place
+            durations.append((timer, numbers[here], None))
+            if packed.by_layer is not None:
+                packed.by_layer.put(timer, columns[here], numbers[here])
     return rejected
 
 

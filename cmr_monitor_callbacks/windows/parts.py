@@ -100,7 +100,10 @@ class Parts:
             monitoring.sample_every, adaptive=monitoring.adaptive, budget=monitoring.overhead_budget
         )
         self.ranks = RankSession(
-            monitoring.reduction, monitoring.flat_up_to_ranks, monitoring.reduction_timeout
+            monitoring.reduction,
+            monitoring.flat_up_to_ranks,
+            monitoring.reduction_timeout,
+            by_layer=monitoring.layer_quantiles,
         )
         self.resources = ResourceWatch(settings.resources, clock, self.position.under_way)
         self.outlet = Outlet(monitoring, self.guard)
@@ -116,7 +119,11 @@ class Parts:
     def _record(self, settings: Settings) -> None:
         """How numbers come from the model into this process's ledger."""
         watches_layer = settings.monitoring.watches_layer
-        self.ledger = Ledger(settings.monitoring.max_history_size, self._note_invalid)
+        self.ledger = Ledger(
+            settings.monitoring.max_history_size,
+            self._note_invalid,
+            by_layer=settings.monitoring.layer_quantiles,
+        )
         self.tracking = Tracking(self.ledger.lock, self.clock.wall)
         self.hearsay = Hearsay(self.ledger, self.kinds, watches_layer)
         self.listening = Listening(

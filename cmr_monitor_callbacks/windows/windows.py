@@ -102,18 +102,16 @@ class Windows:
     def step(self, step: int | None = None) -> None:
         """A step is over; see `CMRPerformanceMonitor.step`."""
         position = self._position
-        before = position.step
-        if step is None:
-            step = before + 1
-        if before < step < self._quiet_until:  # most steps
+        if step is not None and position.step < step < self._quiet_until:  # most of a Trainer's
             position.step = step
         else:
             self._step(step)
 
     @locked
-    def _step(self, step: int) -> None:
+    def _step(self, step: int | None) -> None:
         position = self._position
-        position.step = step
+        # without a number steps are counted here, and may come from several threads
+        position.step = step = position.step + 1 if step is None else step
         self.finisher.publish_if_due()
         if self._interval is None:
             due = (step + 1) % self._steps == 0

@@ -151,6 +151,20 @@ def test_layer_metrics() -> None:
     assert chosen_whole == whole
 
 
+@shows("monitoring.layer_quantiles")
+@pytest.mark.parametrize(("on", "by_layer"), [(False, {}), (True, {4: 0.5, 6: 2.0})])
+def test_layer_quantiles(on: bool, by_layer: dict[int, float]) -> None:
+    loop = Loop({"layer_quantiles": on, "layer_metrics": ["capture_time_p95"]})
+    with loop.monitor.track_performance():
+        for probe, seconds in zip(loop.probes, (0.5, 2.0), strict=True):
+            probe.capture(attempted=10, captured=10, stored=8, seconds=seconds)
+    assert loop.monitor.snapshot.layers("capture_time_p95") == pytest.approx(by_layer, rel=0.02)
+    assert loop.monitor.snapshot.value("capture_time_p95") == pytest.approx(0.5, rel=0.02)
+    [report] = loop.sink.reports
+    logged = [tag for tag in report.tags if tag.startswith("cmr_capture/capture_time_p95/")]
+    assert logged == [f"cmr_capture/capture_time_p95/layer_0{layer}" for layer in by_layer]
+
+
 @shows("monitoring.whole_metrics")
 def test_whole_metrics() -> None:
     by_default, layer = tags()

@@ -32,13 +32,17 @@ GAUGES = [i for i, s in enumerate(STATISTICS) if s.store is Store.GAUGE]
 NODES = ("aaaabbbb", "abababab", "abbccccc")
 
 
-def window(rank: int) -> Packed:
+def window(rank: int, *, by_layer: bool = False) -> Packed:
     random = np.random.default_rng(rank)
-    packed = Packed.empty(1 + len(LAYERS))
+    packed = Packed.empty(1 + len(LAYERS), by_layer=by_layer)
     packed.values[:] = random.integers(0, 1000, packed.values.shape)
     packed.samples[:] = random.integers(0, 3, packed.samples.shape)
     packed.histograms[:] = random.integers(0, 5, packed.histograms.shape)
     packed.extremes[:] = np.sort(random.random(packed.extremes.shape), axis=1)
+    if packed.by_layer is not None:
+        layers = packed.by_layer
+        layers.counts[:] = random.integers(0, 5, layers.counts.shape)
+        layers.extremes[:] = np.sort(random.random(layers.extremes.shape), axis=2)
     if rank % 3 == 0:
         packed.values[GAUGES] = np.nan  # it has no buffer
     return packed
@@ -46,8 +50,17 @@ def window(rank: int) -> Packed:
 
 def send(exchange: Exchange, rank: int, step: float, reason: str = "") -> Exchanged:
     header = Header(step=step, time=float(rank), stop=float(bool(reason)))
-    exchange.launch(header, reasons({"stop": reason}), window(rank), LAYERS)
+    mine = window(rank, by_layer=exchange.by_layer)
+    exchange.launch(header, reasons({"stop": reason}), mine, LAYERS)
     return exchange.take()
+
+
+def sums(exchanged: Exchanged) -> list[float]:
+    """Of the histograms of layers: counts, and the extremes of all."""
+    layers = exchanged.statistics.by_layer
+    assert layers is not None
+    ends = layers.extremes
+    return [float(x) for x in (layers.counts.sum(), ends[..., 0].min(), ends[..., 1].max())]
 
 
 def alike(a: Exchanged, b: Exchanged) -> bool:
@@ -57,6 +70,13 @@ def alike(a: Exchanged, b: Exchanged) -> bool:
         for x, y in pairs
         for name in ("values", "samples", "histograms", "extremes")
     ]
+    layers = [one.statistics.by_layer for one in (a, b)]
+    if layers[0] is not None and layers[1] is not None:
+        arrays += [
+            (getattr(layers[0], name), getattr(layers[1], name)) for name in ("counts", "extremes")
+        ]
+    elif layers[0] is not layers[1]:
+        return False
     return a.headers[1:] == b.headers[1:] and all(
         np.array_equal(x, y, equal_nan=True) for x, y in arrays
     )
@@ -79,6 +99,11 @@ def _rank(rank: int, size: int, folder: str) -> None:
             "alike": alike(one, other),
             "votes": [one.vote("stop"), other.vote("stop"), other.vote("checkpoint")],
         }
+        layered = [
+            send(Exchange(group, route, LAYERS, by_layer=True), rank, 5.0)
+            for route in (flat(group), tree(group, nodes[rank]))
+        ]
+        found[nodes]["layers"] = sums(layered[0]) if alike(*layered) else None
         try:
             send(by_tree, rank, 6.0 + (rank == 6))
             found[nodes]["error"] = ""
@@ -103,6 +128,11 @@ def test_the_tree_gives_what_the_flat_gather_gives(
 ) -> None:
     assert all(answer[nodes]["alike"] for answer in answers)
     assert all(answer[nodes]["votes"] == ["why", "why", None] for answer in answers)
+    given = [window(rank, by_layer=True).by_layer for rank in range(8)]
+    counts = sum(float(layers.counts.sum()) for layers in given if layers is not None)
+    least = min(float(layers.extremes.min()) for layers in given if layers is not None)
+    greatest = max(float(layers.extremes.max()) for layers in given if layers is not None)
+    assert all(answer[nodes]["layers"] == [counts, least, greatest] for answer in answers)
 
 
 @pytest.mark.parametrize("nodes", NODES)

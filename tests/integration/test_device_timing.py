@@ -125,6 +125,23 @@ def test_calls_are_timed_by_the_device(kind: Any, source: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [Probed, Watched])
+def test_percentiles_of_each_layer(kind: Any) -> None:
+    monitor, model, device = monitor_of(kind, layer_quantiles=True)
+    with monitor.track_performance():
+        model(torch.ones(2, 3, 4))
+    device.run()  # known in the next window
+    with monitor.track_performance():
+        pass
+    for name, seconds in TIMES.items():
+        quantile = name.removeprefix("avg_") + "_p99"
+        of_layers = monitor.snapshot.layers(quantile)
+        assert of_layers.keys() == monitor.snapshot.layers(name).keys()
+        assert list(of_layers.values()) == pytest.approx([seconds] * len(of_layers), rel=0.02)
+    assert monitor.snapshot.layers("reconstruction_time_p50")
+    monitor.detach()
+
+
+@pytest.mark.parametrize("kind", [Probed, Watched])
 def test_a_late_duration_comes_to_the_window_in_which_it_is_known(kind: Any) -> None:
     monitor, model, device = monitor_of(kind)
     with monitor.track_performance():

@@ -35,7 +35,7 @@ TABLE = {
     "retrieval": """total_retrievals entries_retrieved cache_hits cache_hit_rate
         retrieval_hits retrieval_hit_rate
         avg_retrieval_time retrieval_time_p50 retrieval_time_p95 retrieval_time_p99
-        retrieval_quality""",
+        retrieval_quality retrieval_similarity""",
     "model": """batch_size tokens sequence_length padding_share output_nonfinite_share
         output_entropy""",
     "optimization": "threshold_adjustments batch_optimizations prefetch_hits",

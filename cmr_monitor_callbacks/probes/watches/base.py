@@ -213,6 +213,7 @@ RETRIEVALS, RETURNED, CACHE_HITS, CACHE_OPERATIONS = (
     for name in ("total_retrievals", "entries_retrieved", "cache_hits", "cache_operations")
 )
 FOUND, ASKED = ROW["retrieval_hits"], ROW["slots_asked"]
+LIKENESS = ROW["retrieval_similarity_sum"]
 RECONSTRUCTIONS, USING, QUALITY, SIMILARITY = (
     ROW[name]
     for name in (

@@ -126,6 +126,11 @@ class BufferWatch(BaseWatch):
         if self.counts_calls and ways.calls_by == "store":
             ways.report.live(None, CAPTURES)
 
+    def sample(self, on: bool) -> None:
+        """See `RetrievalWatch.sample`."""
+        if self._retrieval is not None:
+            self._retrieval.sample(on)
+
     def _meet(self, layer: Any) -> None:
         """A layer of this buffer is seen for the first time."""
         if layer is not None:

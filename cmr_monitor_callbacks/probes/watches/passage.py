@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from functools import partial
+from inspect import Parameter
 from typing import Any, Final
 
 import torch
@@ -12,10 +13,12 @@ from torch import nn
 
 from cmr_monitor_callbacks.catalogue import STATISTICS
 from cmr_monitor_callbacks.packed import ROW
-from cmr_monitor_callbacks.probes.report import compiling, graph_task
+from cmr_monitor_callbacks.probes.reading import parameters, spread
+from cmr_monitor_callbacks.probes.report import NOTHING, Amounts, compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part
-from cmr_monitor_callbacks.probes.watches.base import BaseWatch, Ways, guarded
+from cmr_monitor_callbacks.probes.watches.base import BaseWatch, Ways, guarded, method
 from cmr_monitor_callbacks.probes.wrapping import hook
+from cmr_monitor_callbacks.recording.batches import batch_shape, first_tensor
 from cmr_monitor_callbacks.recording.tally import CALL, PLACES, UNTIMED
 
 _SEEN, _PADDED, _ROWS, _OUTPUTS, _NONFINITE, _ENTROPY = (
@@ -42,7 +45,7 @@ _WITHOUT_CALL: Final = {
 }
 _MASKS: Final = {"attention_mask": False, "mask": False, "key_padding_mask": True}
 """Masks of positions by name, and whether what they mark is padding."""
-_POSITIONS: Final = 256
+_BY_PLACE: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class PassageWatch(BaseWatch):
@@ -53,6 +56,10 @@ class PassageWatch(BaseWatch):
         self._sample = False
         self._without_grad: tuple[int, int] | None = None
         """Where in the tally a pass without grad stands, which may be run again with grad."""
+        self._last = NOTHING
+        """What entered in the last pass."""
+        self._names: list[str] = []
+        """Of the forward's parameters."""
 
     def begin_step(self) -> None:
         """A pass of the last step is run no more."""
@@ -64,10 +71,16 @@ class PassageWatch(BaseWatch):
 
     def install(self, ways: Ways) -> None:
         """Hook the forward."""
-        report = self._report = ways.report
+        report, owner = ways.report, self._owner()
+        self._report = report
         if not ways.hooks or not report.kinds & {"model", "errors"}:
             return
         counts = "model" in report.kinds
+        self._names = [
+            parameter.name
+            for parameter in parameters(method(owner, "forward"))
+            if parameter.kind in _BY_PLACE
+        ]
         enters = guarded(report, f"{self.path}.forward", self._enters)
         leaves = guarded(report, f"{self.path}.forward", self._leaves)
         forget = guarded(report, f"{self.path}.forward", partial(_forget, report.tally))
@@ -79,12 +92,13 @@ class PassageWatch(BaseWatch):
             scope.now.passing = self
             if torch.is_grad_enabled() and self._without_grad is not None:
                 forget(*self._without_grad)
+                scope.now.entered = _sum(scope.now.entered, self._last, -1)
                 self._without_grad = None
             began[0] = len(tally)
             if counts:
                 enters(args, kwargs)
 
-        def after(_: Any, module: nn.Module, args: Any, out: Any) -> None:
+        def after(_: Any, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             if compiling() or scope.now.passing is not self:
                 return
             scope.now.passing = None
@@ -95,24 +109,27 @@ class PassageWatch(BaseWatch):
                 if raised is not None:  # this hook is called on the way out too
                     report.error("model", None, raised, module)
             elif self._sample and counts:
-                leaves(args, out)
+                leaves(args, kwargs, out)
 
-        owner = self._owner()
         ways.handles += [
             owner.register_forward_pre_hook(hook(before), with_kwargs=True),
-            owner.register_forward_hook(hook(after), always_call=True),
+            owner.register_forward_hook(hook(after), with_kwargs=True, always_call=True),
         ]
         names = ("sequence_length", "padding_share", "output_nonfinite_share", "output_entropy")
         self.source("", "hook", "forward", *names)
 
     def _enters(self, args: Any, kwargs: Any) -> None:
-        tensor = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
+        given = self._given(args, kwargs)
+        tensor = first_tensor(given)
+        self._last = batch_shape(tensor)
+        under = self._report.scope.now
+        under.entered = _sum(under.entered, self._last)
         if tensor is None or tensor.ndim < 2:
             return
         rows, positions = tensor.shape[:2]
         items = [_ROWS, rows, _SEEN, rows * positions]
         for name, marks_padding in _MASKS.items():
-            mask = kwargs.get(name)
+            mask = given.get(name)
             if isinstance(mask, torch.Tensor) and mask.shape == tensor.shape[:2]:
                 if mask.device.type == "cpu":  # elsewhere it would have to be waited for
                     marked = int(mask.bool().sum())
@@ -121,22 +138,37 @@ class PassageWatch(BaseWatch):
                 break
         self._report.extend(items)
 
-    def _leaves(self, args: Any, out: Any) -> None:
+    def _given(self, args: Any, kwargs: Any) -> dict[Any, Any]:
+        """The forward's arguments by name, those of a batch that is a mapping among them."""
+        # what has no name gets its place instead
+        names = [*self._names, *range(len(self._names), len(args))]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        batch = next(iter(given.values()), None)
+        return {**batch, **given} if isinstance(batch, Mapping) else given
+
+    def _leaves(self, args: Any, kwargs: Any, out: Any) -> None:
         logits, named = _logits(out)
         if logits is None or logits.device.type != "cpu" or not logits.numel():
             return
         with torch.no_grad():
-            rows = logits.detach().reshape(-1, logits.shape[-1])
-            rows = rows[:: max(1, len(rows) // _POSITIONS)][:_POSITIONS].float()
+            rows = spread(logits.detach().reshape(-1, logits.shape[-1])).float()
             finite = torch.isfinite(rows)
             bad = rows.numel() - int(finite.sum())
             items: list[Any] = [_OUTPUTS, rows.numel(), _NONFINITE, bad]
-            tokens = next((x for x in args if isinstance(x, torch.Tensor)), None)
+            tokens = first_tensor(self._given(args, kwargs))
             given_tokens = tokens is not None and not tokens.is_floating_point()
             if (named or given_tokens) and not bad and rows.shape[-1] > 1:
                 logs = torch.log_softmax(rows, dim=-1)
                 items += (_ENTROPY, max(0.0, float(-(logs.exp() * logs).sum(-1).mean())))
         self._report.extend(items)
+
+
+def _sum(one: Amounts, other: Amounts, sign: int = 1) -> Amounts:
+    """What is known of both, together; less the other where ``sign`` is -1."""
+    samples, tokens = (
+        a if b is None else sign * b + (a or 0) for a, b in zip(one, other, strict=True)
+    )
+    return samples, tokens
 
 
 def _forget(tally: list[Any], start: int, end: int) -> None:

@@ -19,6 +19,7 @@ from cmr_monitor_callbacks.probes.reading import (
     layer_of,
     layer_parameter,
     parameters,
+    spread,
 )
 from cmr_monitor_callbacks.probes.report import compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part
@@ -43,7 +44,6 @@ _FIRST: Final = "num_memories_used"
 _METHOD: Final = re.compile(r"reconstruct(_\w+)?$|reweave(_\w+)?$")
 _USED: Final = (_FIRST, "memories_used", "num_memories", "n_memories")
 _QUALITY: Final = ("reconstruction_quality", "quality")
-_POSITIONS: Final = 256
 
 
 class ReconstructionWatch(BaseWatch):
@@ -213,9 +213,7 @@ def _similarity(given: tuple[Any, ...], out: tuple[Any, ...]) -> float | None:
     if before is None or after.ndim < 2 or not after.numel():
         return None
     with torch.no_grad():
-        pair = [x.detach().reshape(-1, x.shape[-1]) for x in (before, after)]
-        step = max(1, len(pair[0]) // _POSITIONS)
-        one, other = (x[::step][:_POSITIONS].float() for x in pair)
+        one, other = (spread(x.detach().reshape(-1, x.shape[-1])).float() for x in (before, after))
         cosine = float(torch.nn.functional.cosine_similarity(one, other, dim=-1).mean())
     return max(-1.0, min(1.0, cosine)) if cosine == cosine else None  # rounding passes 1
 

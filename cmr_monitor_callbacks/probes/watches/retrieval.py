@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from functools import partial
 from threading import get_ident
-from typing import Any
+from typing import Any, Final
 
-from cmr_monitor_callbacks.probes.reading import LayerOf, fast_layer, layer_of, returned_entries
+import torch
+
+from cmr_monitor_callbacks.probes.reading import (
+    MOST_LOOKED_AT,
+    LayerOf,
+    entries_of,
+    fast_layer,
+    fields_of,
+    layer_of,
+    returned_entries,
+    spread,
+    state_of,
+)
 from cmr_monitor_callbacks.probes.report import Report, compiling, graph_task
 from cmr_monitor_callbacks.probes.survey import Part, attributes
 from cmr_monitor_callbacks.probes.watches.base import (
     CACHE_HITS,
     CACHE_OPERATIONS,
+    LIKENESS,
     RETRIEVALS,
     RETURNED,
     BaseWatch,
@@ -28,6 +41,8 @@ from cmr_monitor_callbacks.recording.tally import CALL, UNTIMED
 
 _CALL, _HIT, _MISS = (CALL[name] for name in ("retrieval", "cache hit", "cache miss"))
 _UNTIMED = UNTIMED[_CALL]
+_OF_EACH: Final = 16
+"""Most entries that are looked at, where each position has its own."""
 
 
 class CacheCounter:
@@ -67,6 +82,11 @@ class RetrievalWatch(BaseWatch):
         super().__init__(part, layer)
         self._methods = methods
         self._cache: CacheCounter | None = None
+        self._compare = False
+
+    def sample(self, on: bool) -> None:
+        """Compare the query and what it was given in each call, or in none."""
+        self._compare = on
 
     def install(self, ways: Ways) -> None:
         """Wrap the methods."""
@@ -115,7 +135,7 @@ class RetrievalWatch(BaseWatch):
                     under.retrieving = False
                 seconds = None if start is None else now() - start
                 # the usual case without another frame: a layer seen before, a list, no cache
-                if usual and type(out) is list:
+                if usual and type(out) is list and not self._compare:
                     try:
                         at = places[kwargs[by_name] if by_name in kwargs else args[position]]
                     except (LookupError, TypeError):  # a new layer, a default, an id that is no key
@@ -147,8 +167,14 @@ class RetrievalWatch(BaseWatch):
         if at is None:
             return
         returned = returned_entries(out)
-        call = timed_call(at, _CALL, seconds)
-        report.extend(call if returned is None else (*call, at + RETURNED, returned))
+        items: list[Any] = [*timed_call(at, _CALL, seconds)]
+        if returned is not None:
+            items += (at + RETURNED, returned)
+        if self._compare:
+            cosine = similarity((*args, *kwargs.values()), out)
+            if cosine is not None:
+                items += (at + LIKENESS, cosine)
+        report.extend(items)
         if self._cache is not None:
             self._add_cache(report, self._cache, at, hits)
 
@@ -163,6 +189,86 @@ class RetrievalWatch(BaseWatch):
             waited = cache.waiting.pop(key)
             report.extend((key[1] + CACHE_OPERATIONS, waited, key[1] + CACHE_HITS, 0))
         report.extend((at + (_HIT if hit else _MISS), 0))
+
+
+def similarity(given: tuple[Any, ...], out: Any) -> float | None:
+    """Mean cosine of a query and the entries that it was given; on the host only.
+
+    A query of several positions is compared position by position, where entries came for each of
+    them; else every position with every entry.
+
+    Args:
+        given: a call's arguments; the query is the first tensor of floats among them.
+        out: what was given back.
+
+    Returns:
+        the mean over at most 256 positions and 256 of the entries' (of pairs, where each position
+        has entries of its own); None where query or entries cannot be told.
+
+    >>> similarity((torch.tensor([1.0, 0.0]), 4), [torch.tensor([0.0, 2.0])])
+    0.0
+    """
+    query = next((x for x in given if isinstance(x, torch.Tensor) and _has_states(x)), None)
+    entries = entries_of(out)
+    if query is None or entries is None or not len(entries):
+        return None
+    with torch.no_grad():
+        cosine = _of_each(query, entries) if _for_each(query, entries) else _of_all(query, entries)
+    # rounding passes 1
+    return None if cosine is None or cosine != cosine else max(-1.0, min(1.0, cosine))
+
+
+def _has_states(x: torch.Tensor) -> bool:
+    return x.is_floating_point() and x.device.type == "cpu" and x.ndim > 0 and x.numel() > 0
+
+
+def _for_each(query: torch.Tensor, entries: Any) -> bool:
+    """Whether entries are a tensor that has one, or several, for each of the query's positions."""
+    leading = query.shape[:-1]
+    return (
+        isinstance(entries, torch.Tensor)
+        and len(leading) > 0
+        and entries.ndim in (query.ndim, query.ndim + 1)
+        and entries.shape[: len(leading)] == leading
+        and entries.shape[-1] == query.shape[-1]
+        and _has_states(entries)
+    )
+
+
+def _of_each(query: torch.Tensor, entries: torch.Tensor) -> float:
+    width = query.shape[-1]
+    one = query.detach().reshape(-1, 1, width)
+    own = entries.detach().reshape(len(one), -1, width)
+    own = spread(own.transpose(0, 1), _OF_EACH).transpose(0, 1)
+    most = max(1, MOST_LOOKED_AT // own.shape[1])
+    one, own = spread(one, most).double(), spread(own, most).double()
+    return float(torch.nn.functional.cosine_similarity(one, own, dim=-1).mean())
+
+
+def _of_all(query: torch.Tensor, entries: Any) -> float | None:
+    width = query.shape[-1]
+    if isinstance(entries, torch.Tensor):
+        found: list[torch.Tensor | None] = [entries]
+    else:
+        found = [_state_of(entry) for entry in entries[:: -(-len(entries) // MOST_LOOKED_AT)]]
+    states = [x for x in found if x is not None and _has_states(x) and x.shape[-1] == width]
+    if len(states) < len(found):
+        return None
+    most = MOST_LOOKED_AT // len(states)
+    rows = torch.cat([spread(x.detach().reshape(-1, width), most).double() for x in states])
+    positions = spread(query.detach().reshape(-1, width)).double()
+    # the mean over all pairs of unit vectors is the product of their means
+    one, other = (torch.nn.functional.normalize(x, dim=-1).mean(0) for x in (positions, rows))
+    return float(one @ other)
+
+
+def _state_of(entry: Any) -> torch.Tensor | None:
+    """The state of an entry, or of the first of a pair: an entry and its score."""
+    fields = fields_of(entry)
+    state = state_of(fields)
+    if state is None and isinstance(entry, tuple) and entry:
+        return state_of(fields_of(entry[0]))
+    return state
 
 
 def retriever(part: Part) -> RetrievalWatch | None:
