@@ -72,6 +72,8 @@ class AutomaticAttachment:
         self.changed = False
         """Whether sources were found since somebody looked."""
         self._open_books()
+        self._left: dict[Any, int] | None = None
+        """Entries of the model that was let go."""
         self.outputs: dict[str, Mapping[Any, Any]] = {}
         """The newest statistics that a training step returned, as numbers."""
 
@@ -115,6 +117,8 @@ class AutomaticAttachment:
         if first:
             self._watch_the_rest(model)
         self._books.begin()
+        if self._books.resuming:
+            self._settle()
 
     def _wanted(self, path: str) -> bool:
         return not self._config.objects or any(matches(g, path) for g in self._config.objects)
@@ -303,6 +307,21 @@ class AutomaticAttachment:
         """What buffers hold now is what they held at the start: what was before is thrown away."""
         self._books.begin_anew(self._accounts())
 
+    def entries(self) -> dict[Any, int] | None:
+        """Entries by layer as the counts have it, for a checkpoint; None: nothing counts them."""
+        found = self._books.entries()
+        return self._left if found is None and self._model is None else found
+
+    def resume(self, entries: Mapping[Any, int] | None) -> None:
+        """Go on with a run that was left with so many entries.
+
+        Args:
+            entries: what `entries` gave; None: nobody knows.
+        """
+        self._books.resume(entries)
+        if self._books.resuming:
+            self._settle()
+
     def _settle(self) -> None:
         if "buffer" in self._report.kinds:
             blind = self._report.distrust_what_is_compiled()
@@ -386,6 +405,8 @@ class AutomaticAttachment:
 
     def detach(self) -> None:
         """Put everything back as it was."""
+        if self._model is not None:
+            self._left = self._books.entries()
         self._report.close()
         self.ways.wraps.undo()
         for handle in self.ways.handles:
