@@ -36,6 +36,8 @@ Tell = Callable[[dict[str, str]], Mapping[str, str]]
 """Adds to sources, by metric or component."""
 _COUNTED = (BufferWatch, IndexedWatch)
 _HOLDING = (*_COUNTED, FifoWatch)
+_OF_MEMORY = frozenset({"capture", "reconstruction", "buffer", "retrieval"})
+"""Components of what is recognised in a model."""
 
 
 class AutomaticAttachment:
@@ -67,6 +69,8 @@ class AutomaticAttachment:
         self._model: nn.Module | None = None
         self._samples = False
         self._passages: list[PassageWatch] = []
+        self._left_alone: set[int] = set()
+        """Of the model's objects, identities of those whose layer is not watched."""
         self._links: list[Link] = []
         """Of all that is watched."""
         self.changed = False
@@ -104,12 +108,13 @@ class AutomaticAttachment:
         """
         first = self._model is None
         self._model = model
-        found = [
-            (part, watches)
+        new = [
+            (part, self._recognise(part))
             for part in survey(model)
             if id(part.value) not in self._watched and self._wanted(part.path)
-            if (watches := recognise(part))
         ]
+        self._left_alone = {id(part.value) for part, watches in new if watches is None}
+        found = [(part, watches) for part, watches in new if watches]
         self._choose(model, found, own_monitor)
         for part, watches in found:
             self._add(part, watches)
@@ -122,6 +127,25 @@ class AutomaticAttachment:
 
     def _wanted(self, path: str) -> bool:
         return not self._config.objects or any(matches(g, path) for g in self._config.objects)
+
+    def _recognise(self, part: Part) -> list[Watch] | None:
+        """The watches of an object; None: it has a layer of its own, which is not watched."""
+        watches = recognise(part)
+        layer = self.named(part.path)
+        if layer is not None:
+            for watch in watches:
+                if hasattr(watch, "layer"):
+                    watch.layer = layer
+        kept = [watch for watch in watches if not self._is_off(watch)]
+        return kept if kept or not watches else None
+
+    def _is_off(self, watch: Any) -> bool:
+        layer = getattr(watch, "layer", None)
+        return (
+            layer is not None
+            and getattr(watch, "one_layer", False)
+            and not self._report.watches(layer)
+        )
 
     def _choose(
         self, model: nn.Module, found: list[tuple[Part, list[Watch]]], own_monitor: Any
@@ -137,11 +161,8 @@ class AutomaticAttachment:
 
     def _add(self, part: Part, watches: list[Watch]) -> None:
         for watch in watches:
-            layer = self.named(part.path)
-            if layer is not None and hasattr(watch, "layer"):
-                watch.layer = layer
             self._install(watch)
-            if isinstance(watch, _COUNTED):
+            if isinstance(watch, _COUNTED) and "buffer" in self._report.kinds:
                 self._books.open(watch)
         self._watched[id(part.value)] = part, watches
         self._links += part.links
@@ -159,7 +180,8 @@ class AutomaticAttachment:
         for new in survey(model) if self._config.poll else ():
             part, known = self._watched.get(id(new.value), (new, []))
             counted = any(isinstance(watch, CounterWatch) for watch in known)
-            if dictionaries(part.value) and not counted and self._wanted(part.path):
+            left_alone = id(part.value) in self._left_alone or not self._wanted(part.path)
+            if dictionaries(part.value) and not counted and not left_alone:
                 watch = CounterWatch(part, seen)
                 self._install(watch)
                 self._watched[id(part.value)] = part, [*known, watch]
@@ -197,7 +219,7 @@ class AutomaticAttachment:
         for watch in extra:
             self._install(watch)
         self._extra += extra
-        if config.hooks and config.wrap:
+        if config.hooks and config.wrap and self._report.kinds & _OF_MEMORY:
             self._arguments = ArgumentWatch(self._take_argument)
             self._arguments.install(model, self.ways)
 
@@ -226,7 +248,7 @@ class AutomaticAttachment:
                 self._watched[id(value)] = replace(part, path=path), watches
             return True
         part = part_of(value, path)
-        watches = recognise(part) if self._wanted(path) else []
+        watches = self._recognise(part) if self._wanted(path) else []
         if watches:
             self.ways.weakly = True
             self._add(part, watches)

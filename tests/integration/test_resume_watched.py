@@ -57,9 +57,8 @@ class Module(SmallModule):
         if self.restore == "another":
             buffer = type(buffer)(5, 8, LAYERS)
             self.core.memory_buffer = self.core.retriever.buffer = buffer
-        entries = [
-            Entry(state, layer, key, age) for layer, key, age, state in checkpoint["entries"]
-        ]
+        saved = checkpoint["entries"]
+        entries = [Entry(state, layer, key, age) for layer, key, age, state in saved]
         if self.restore == "load":
             buffer.load_entries(entries)
         else:

@@ -18,7 +18,7 @@ from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.probes import adapters
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import BaseWatch, Watch, Ways
-from tests.memory_models.buffers import ListBuffer, SingleBuffer
+from tests.memory_models.buffers import Entry, ListBuffer, SingleBuffer
 from tests.memory_models.small import SmallNet
 
 EACH: dict[str, Any] = {"log_every_n_steps": 1, "on_monitor_error": "raise"}
@@ -63,10 +63,68 @@ def test_layers_are_named_by_the_globs_of_paths() -> None:
 
 def test_layers_that_are_not_watched_cost_nothing_and_show_nothing() -> None:
     model = Two()
+    model.late.stats = {"total_insertions": 0, "total_evictions": 0}
+    before = dict(vars(model.late))
     monitor = CMRPerformanceMonitor({**EACH, "layers": ["early"]}, model=model)
+    assert vars(model.late) == before
+    assert {watch.path for watch in monitor._listening.automatic.watches()} == {"", "early"}
     with monitor.track_performance():
         model(torch.ones(2, 4))
+        model.late.stats["total_evictions"] += 7
     assert monitor.snapshot.layer_ids == ("early",)
+    assert monitor.snapshot.value("eviction_count") == 0
+    assert monitor.snapshot.value("states_stored") == 2
+    monitor.detach()
+
+
+class EntryBuffer:
+    """Its entries may say their layer: nobody knows before one is stored."""
+
+    def __init__(self) -> None:
+        self.entries: list[Any] = []
+
+    def add_entry(self, entry: Any) -> None:
+        self.entries.append(entry)
+
+
+class Queue(nn.Module):
+    """A tensor that acts as a memory, and a memory that is passed to a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(4, 3))
+        self.passed = SingleBuffer(4, 3)
+        self.reader = Reader()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.reader(x, SingleBuffer(4, 3))
+        return out
+
+
+class Reader(nn.Module):
+    """Is given a memory."""
+
+    def forward(self, x: Tensor, memory: Any) -> Tensor:
+        assert all(type(value).__name__ != "Wrapped" for value in vars(memory).values())
+        return x
+
+
+def test_a_layer_is_off_where_calls_cannot_name_another() -> None:
+    model = nn.Module()
+    model.named, model.told, model.deep = SingleBuffer(4, 3), EntryBuffer(), Queue()
+    monitor = CMRPerformanceMonitor(
+        {**EACH, "layers": ["3"]}, model=model, probes={"layer_names": {"named": 3}}
+    )
+    watched = {watch.path for watch in monitor._listening.automatic.watches()}
+    assert watched == {"", "deep", "named", "told"}  # "deep": its forward, not its queue
+    assert not any(
+        watch.path == "deep" and watch.unknown for watch in monitor._listening.automatic.watches()
+    )
+    with monitor.track_performance():
+        model.told.add_entry(Entry(torch.ones(4), 3, 1))
+        model.told.add_entry(Entry(torch.ones(4), 5, 1))
+        model.deep(torch.ones(1))
+    assert monitor.snapshot.layers("states_stored") == {3: 1.0}
     monitor.detach()
 
 

@@ -68,7 +68,7 @@ class CounterWatch(BaseWatch):
         self._report: Report = ways.report
         for name, counters in self._read().items():
             for key, (kind, place) in MEANT.items():
-                if key in counters and kind not in self._without and self._watched(kind):
+                if key in counters and kind not in self._without and self._watched(kind, place):
                     self._last.update(
                         ((key, layer), value) for layer, value in numbers_of(counters[key])
                     )
@@ -80,8 +80,9 @@ class CounterWatch(BaseWatch):
                 if key in counters and kind_of(key) not in self._without
             ]
 
-    def _watched(self, kind: str) -> bool:
-        return _COMPONENT.get(kind, kind) in self._report.kinds
+    def _watched(self, kind: str, place: int) -> bool:
+        kinds = self._report.kinds
+        return _COMPONENT.get(kind, kind) in kinds or (place == STORED and "capture" in kinds)
 
     def poll(self) -> None:
         """Add what the counters rose by."""
@@ -91,7 +92,7 @@ class CounterWatch(BaseWatch):
             found = [
                 (key, layer, value, place)
                 for key, (kind, place) in MEANT.items()
-                if key in counters and kind not in self._without and self._watched(kind)
+                if key in counters and kind not in self._without and self._watched(kind, place)
                 for layer, value in numbers_of(counters[key])
             ]
             # where one was set back, those beside it were too

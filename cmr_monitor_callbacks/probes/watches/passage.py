@@ -40,6 +40,8 @@ _WITHOUT_CALL: Final = {
     for name in ("state taken", "state refused")
     for place in (CALL[name], UNTIMED[CALL[name]])
 }
+_SERVED: Final = {"model", "errors", "capture", "reconstruction", "retrieval"}
+"""Components of which something is counted here, or is left out where a pass is run again."""
 _MASKS: Final = {"attention_mask": False, "mask": False, "key_padding_mask": True}
 """Masks of positions by name, and whether what they mark is padding."""
 _POSITIONS: Final = 256
@@ -65,7 +67,7 @@ class PassageWatch(BaseWatch):
     def install(self, ways: Ways) -> None:
         """Hook the forward."""
         report = self._report = ways.report
-        if not ways.hooks or not report.kinds & {"model", "errors"}:
+        if not ways.hooks or not report.kinds & _SERVED:
             return
         counts = "model" in report.kinds
         enters = guarded(report, f"{self.path}.forward", self._enters)
@@ -103,7 +105,8 @@ class PassageWatch(BaseWatch):
             owner.register_forward_hook(hook(after), always_call=True),
         ]
         names = ("sequence_length", "padding_share", "output_nonfinite_share", "output_entropy")
-        self.source("", "hook", "forward", *names)
+        if counts:
+            self.source("", "hook", "forward", *names)
 
     def _enters(self, args: Any, kwargs: Any) -> None:
         tensor = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)

@@ -67,6 +67,11 @@ class RetrievalWatch(BaseWatch):
         self._methods = methods
         self._cache: CacheCounter | None = None
 
+    @property
+    def one_layer(self) -> bool:
+        """See `BaseWatch.one_layer`."""
+        return self.names_no_layer(self._methods)
+
     def install(self, ways: Ways) -> None:
         """Wrap the methods."""
         owner, report = self._owner(), ways.report
