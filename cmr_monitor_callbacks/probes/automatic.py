@@ -176,7 +176,7 @@ class AutomaticAttachment:
 
     def _count_the_rest(self, model: nn.Module) -> None:
         """Read the counters that the model's objects keep, where nothing better is seen."""
-        seen = self._better()
+        seen = self._better() | self._timed()
         for new in survey(model) if self._config.poll else ():
             part, known = self._watched.get(id(new.value), (new, []))
             counted = any(isinstance(watch, CounterWatch) for watch in known)
@@ -195,7 +195,7 @@ class AutomaticAttachment:
 
     def _watch_the_rest(self, model: nn.Module) -> None:
         """Counters where nothing better is seen, the user's own reading, arguments of forwards."""
-        config, seen = self._config, self._better()
+        config, seen = self._config, self._better() | self._timed()
         extra: list[Watch] = []
         if config.wrap:
             parts = [part for part in survey(model) if "record_capture" in part.offers]
@@ -236,6 +236,12 @@ class AutomaticAttachment:
             seen.add("reconstruction")
         return seen
 
+    def _timed(self) -> set[str]:
+        """Kinds whose calls are timed, other than where what they do is counted."""
+        if not self.ways.wrap or self.ways.calls_by == "store":
+            return set()
+        return {"calls", "reconstruction"} if self.ways.calls_by == "monitor" else {"calls"}
+
     def _take_argument(self, value: Any, path: str, directly: bool) -> bool:
         """Watch an object that a forward is given; its layer is the module that it comes to."""
         known = self._watched.get(id(value))
@@ -248,7 +254,7 @@ class AutomaticAttachment:
                 self._watched[id(value)] = replace(part, path=path), watches
             return True
         part = part_of(value, path)
-        watches = self._recognise(part) if self._wanted(path) else []
+        watches = (self._recognise(part) if self._wanted(path) else None) or []
         if watches:
             self.ways.weakly = True
             self._add(part, watches)

@@ -187,7 +187,7 @@ class BufferWatch(BaseWatch):
     def _store(self, ways: Ways, name: str) -> Make:
         report, scope = ways.report, ways.report.scope
         captures = "capture" in report.kinds
-        timed = report.timed if captures else [None]
+        timed: list[Any] = report.timed if captures else [None]
         called = method(self._owner(), name)
         layer = layer_of(called, self.unnamed_layer)
         by_name, position, default = fast_layer(called)

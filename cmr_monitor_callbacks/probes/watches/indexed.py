@@ -89,7 +89,7 @@ class IndexedWatch(BaseWatch):
     def _add(self, original: Call) -> Call:
         report, scope = self._report, self._report.scope
         captures = "capture" in report.kinds
-        timed = report.timed if captures else [None]
+        timed: list[Any] = report.timed if captures else [None]
 
         def record(seconds: float | None, before: int, args: Any, kwargs: Any) -> None:
             at = report.place(self.layer)
