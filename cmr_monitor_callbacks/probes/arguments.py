@@ -11,7 +11,7 @@ from torch import nn
 
 from cmr_monitor_callbacks.probes.reading import MEMORY_NAME, parameters
 from cmr_monitor_callbacks.probes.report import compiling
-from cmr_monitor_callbacks.probes.survey import plain_path
+from cmr_monitor_callbacks.probes.survey import plain_path, survey
 from cmr_monitor_callbacks.probes.watches.base import Ways, guarded, method
 from cmr_monitor_callbacks.probes.wrapping import hook
 
@@ -39,11 +39,12 @@ class ArgumentWatch:
 
     def install(self, model: nn.Module, ways: Ways) -> None:
         """Hook every module whose forward has a parameter that is called like a memory."""
+        paths = {id(part.value): part.path for part in survey(model) if part.is_module}
         for name, module in model.named_modules():
             names = [p.name for p in parameters(method(module, "forward"))]
             chosen = [(i, p) for i, p in enumerate(names) if MEMORY_NAME.search(p)]
             if chosen and not type(module).__module__.startswith("torch."):
-                self._hook(ways, module, plain_path(name), chosen)
+                self._hook(ways, module, paths.get(id(module), plain_path(name)), chosen)
 
     def _hook(
         self, ways: Ways, module: nn.Module, path: str, chosen: list[tuple[int, str]]

@@ -37,6 +37,8 @@ Tell = Callable[[dict[str, str]], Mapping[str, str]]
 _COUNTED = (BufferWatch, IndexedWatch)
 _HOLDING = (*_COUNTED, FifoWatch)
 _LOOKING = (ReconstructionWatch, PassageWatch, RetrievalWatch, BufferWatch)
+_OF_MEMORY = frozenset({"capture", "reconstruction", "buffer", "retrieval"})
+"""Components of what is recognised in a model."""
 
 
 class AutomaticAttachment:
@@ -68,11 +70,15 @@ class AutomaticAttachment:
         self._model: nn.Module | None = None
         self._samples = False
         self._passages: list[PassageWatch] = []
+        self._left_alone: set[int] = set()
+        """Of the model's objects, identities of those whose layer is not watched."""
         self._links: list[Link] = []
         """Of all that is watched."""
         self.changed = False
         """Whether sources were found since somebody looked."""
         self._open_books()
+        self._left: dict[Any, int] | None = None
+        """Entries of the model that was let go."""
         self.outputs: dict[str, Mapping[Any, Any]] = {}
         """The newest statistics that a training step returned, as numbers."""
 
@@ -103,12 +109,13 @@ class AutomaticAttachment:
         """
         first = self._model is None
         self._model = model
-        found = [
-            (part, watches)
+        new = [
+            (part, self._recognise(part))
             for part in survey(model)
             if id(part.value) not in self._watched and self._wanted(part.path)
-            if (watches := recognise(part))
         ]
+        self._left_alone = {id(part.value) for part, watches in new if watches is None}
+        found = [(part, watches) for part, watches in new if watches]
         self._choose(model, found, own_monitor)
         for part, watches in found:
             self._add(part, watches)
@@ -116,9 +123,30 @@ class AutomaticAttachment:
         if first:
             self._watch_the_rest(model)
         self._books.begin()
+        if self._books.resuming:
+            self._settle()
 
     def _wanted(self, path: str) -> bool:
         return not self._config.objects or any(matches(g, path) for g in self._config.objects)
+
+    def _recognise(self, part: Part) -> list[Watch] | None:
+        """The watches of an object; None: it has a layer of its own, which is not watched."""
+        watches = recognise(part)
+        layer = self.named(part.path)
+        if layer is not None:
+            for watch in watches:
+                if hasattr(watch, "layer"):
+                    watch.layer = layer
+        kept = [watch for watch in watches if not self._is_off(watch)]
+        return kept if kept or not watches else None
+
+    def _is_off(self, watch: Any) -> bool:
+        layer = getattr(watch, "layer", None)
+        return (
+            layer is not None
+            and getattr(watch, "one_layer", False)
+            and not self._report.watches(layer)
+        )
 
     def _choose(
         self, model: nn.Module, found: list[tuple[Part, list[Watch]]], own_monitor: Any
@@ -134,11 +162,8 @@ class AutomaticAttachment:
 
     def _add(self, part: Part, watches: list[Watch]) -> None:
         for watch in watches:
-            layer = self.named(part.path)
-            if layer is not None and hasattr(watch, "layer"):
-                watch.layer = layer
             self._install(watch)
-            if isinstance(watch, _COUNTED):
+            if isinstance(watch, _COUNTED) and "buffer" in self._report.kinds:
                 self._books.open(watch)
         self._watched[id(part.value)] = part, watches
         self._links += part.links
@@ -152,11 +177,12 @@ class AutomaticAttachment:
 
     def _count_the_rest(self, model: nn.Module) -> None:
         """Read the counters that the model's objects keep, where nothing better is seen."""
-        seen = self._better()
+        seen = self._better() | self._timed()
         for new in survey(model) if self._config.poll else ():
             part, known = self._watched.get(id(new.value), (new, []))
             counted = any(isinstance(watch, CounterWatch) for watch in known)
-            if dictionaries(part.value) and not counted and self._wanted(part.path):
+            left_alone = id(part.value) in self._left_alone or not self._wanted(part.path)
+            if dictionaries(part.value) and not counted and not left_alone:
                 watch = CounterWatch(part, seen)
                 self._install(watch)
                 self._watched[id(part.value)] = part, [*known, watch]
@@ -170,7 +196,7 @@ class AutomaticAttachment:
 
     def _watch_the_rest(self, model: nn.Module) -> None:
         """Counters where nothing better is seen, the user's own reading, arguments of forwards."""
-        config, seen = self._config, self._better()
+        config, seen = self._config, self._better() | self._timed()
         extra: list[Watch] = []
         if config.wrap:
             parts = [part for part in survey(model) if "record_capture" in part.offers]
@@ -194,7 +220,7 @@ class AutomaticAttachment:
         for watch in extra:
             self._install(watch)
         self._extra += extra
-        if config.hooks and config.wrap:
+        if config.hooks and config.wrap and self._report.kinds & _OF_MEMORY:
             self._arguments = ArgumentWatch(self._take_argument)
             self._arguments.install(model, self.ways)
 
@@ -211,6 +237,12 @@ class AutomaticAttachment:
             seen.add("reconstruction")
         return seen
 
+    def _timed(self) -> set[str]:
+        """Kinds whose calls are timed, other than where what they do is counted."""
+        if not self.ways.wrap or self.ways.calls_by == "store":
+            return set()
+        return {"calls", "reconstruction"} if self.ways.calls_by == "monitor" else {"calls"}
+
     def _take_argument(self, value: Any, path: str, directly: bool) -> bool:
         """Watch an object that a forward is given; its layer is the module that it comes to."""
         known = self._watched.get(id(value))
@@ -223,7 +255,7 @@ class AutomaticAttachment:
                 self._watched[id(value)] = replace(part, path=path), watches
             return True
         part = part_of(value, path)
-        watches = recognise(part) if self._wanted(path) else []
+        watches = (self._recognise(part) if self._wanted(path) else None) or []
         if watches:
             self.ways.weakly = True
             self._add(part, watches)
@@ -304,6 +336,21 @@ class AutomaticAttachment:
     def begin_anew(self) -> None:
         """What buffers hold now is what they held at the start: what was before is thrown away."""
         self._books.begin_anew(self._accounts())
+
+    def entries(self) -> dict[Any, int] | None:
+        """Entries by layer as the counts have it, for a checkpoint; None: nothing counts them."""
+        found = self._books.entries()
+        return self._left if found is None and self._model is None else found
+
+    def resume(self, entries: Mapping[Any, int] | None) -> None:
+        """Go on with a run that was left with so many entries.
+
+        Args:
+            entries: what `entries` gave; None: nobody knows.
+        """
+        self._books.resume(entries)
+        if self._books.resuming:
+            self._settle()
 
     def _settle(self) -> None:
         if "buffer" in self._report.kinds:
@@ -393,6 +440,8 @@ class AutomaticAttachment:
 
     def detach(self) -> None:
         """Put everything back as it was."""
+        if self._model is not None:
+            self._left = self._books.entries()
         self._report.close()
         self.ways.wraps.undo()
         for handle in self.ways.handles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -179,6 +179,20 @@ class Listening:
                 self.automatic.poll()
         if (self.watching and self.automatic.changed) or self.timing.changed:
             self._find_sources()
+
+    def entries(self) -> list[list[Any]] | None:
+        """Layer and entries of each layer that holds any, as plain data for a checkpoint."""
+        found = self.automatic.entries()
+        return None if found is None else [[layer, count] for layer, count in found.items()]
+
+    def resume(self, entries: Iterable[tuple[Any, int]] | None) -> None:
+        """Go on with a run; what its buffers hold more or less than then was loaded or cleared.
+
+        Args:
+            entries: what `entries` gave where it was left; None: nobody knows.
+        """
+        with self._failures.guard("comparing the entries with the checkpoint's"):
+            self.automatic.resume(None if entries is None else dict(entries))
 
     def place_cells(self, device: torch.device) -> None:
         """Make room for numbers that live on a device, before the first compiled call."""

@@ -41,6 +41,29 @@ def parameters(function: Any) -> list[inspect.Parameter]:
         return []
 
 
+_OF_STATES: Final = re.compile(
+    r"(.*_)?(x|h|k|n|top_k|states?|hidden|hiddens|query|queries|keys?|values?|vectors?|embeddings?|"
+    r"scores?|relevance|importance|threshold|mask|similarity|count|size|step|device)"
+)
+_NO_ENTRY: Final = (torch.Tensor, int, float, bool, str)
+_NO_ENTRY_NAMES: Final = ("torch.Tensor", "Tensor", "int", "float", "bool", "str")
+
+
+def holds_no_layer(parameter: inspect.Parameter) -> bool:
+    """Whether what is handed over is states or a number, by its type or else by its name.
+
+    >>> def store(hidden_state, relevance: float, entry): ...
+    >>> [holds_no_layer(parameter) for parameter in parameters(store)]
+    [True, True, False]
+    """
+    if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+        return False
+    said = parameter.annotation
+    if said is not inspect.Parameter.empty:
+        return said in _NO_ENTRY or said in _NO_ENTRY_NAMES
+    return _OF_STATES.fullmatch(parameter.name) is not None
+
+
 def layer_parameter(function: Any) -> tuple[str, int, Any] | None:
     """Name, position and default of the parameter that names a layer."""
     for position, parameter in enumerate(parameters(function)):

@@ -119,7 +119,8 @@ class Report:
         on_failure: OnFailure,
     ) -> None:
         self._ledger = ledger
-        self._watches = watches
+        self.watches = watches
+        """Says whether a layer is watched."""
         self._on_error = on_error
         self.failed = on_failure
         self.kinds = kinds
@@ -172,6 +173,10 @@ class Report:
         # what a probe says of captures is not what the watches count
         return self.blind["capture"][0] or "capture" in self._ledger.recorder.spoken
 
+    def leave_out(self, *components: str) -> None:
+        """Of these nothing is collected, though a watch may come upon it."""
+        self._ledger.distrust(components)
+
     def put(self, at: int, statistic: str, number: float) -> None:
         """Put a number where it belongs; for what is not in every step.
 
@@ -202,7 +207,7 @@ class Report:
         if isinstance(layer, torch.Tensor):
             layer = int(layer) if layer.device.type == "cpu" and layer.numel() == 1 else str(layer)
         found = None
-        if self._open and self._watches(layer):
+        if self._open and self.watches(layer):
             found = self._ledger.layout.column(layer) * PLACES
         if len(self.places) < 10_000:
             self.places[layer] = found

@@ -34,6 +34,8 @@ _FOREIGN: Final = re.compile(
 _WRAPPERS: Final = re.compile(
     r"(^|\.)(_fsdp_wrapped_module|_forward_module|_orig_mod|_checkpoint_wrapped_module)(?=\.|$)"
 )
+_AROUND: Final = frozenset({"DistributedDataParallel", "DataParallel"})
+"""Wrappers that hold a model as ``module``, a name that a model may have for a part of its own."""
 
 
 Link = tuple[Any, Any, Any]
@@ -177,9 +179,11 @@ def _visit_module(module: nn.Module, path: str, seen: set[int]) -> Iterator[Part
     for name, item in list(own.items()):
         if name not in _TORCH_OWN and not name.startswith(("_trainer", "_fabric", "_log")):
             yield from _visit(item, _joined(path, name), ((own, name, item),), 1, seen)
+    wraps = type(module).__name__ in _AROUND
     for name, child in list(own.get("_modules", {}).items()):
         if child is not None:
-            yield from _visit(child, _joined(path, name), (), 0, seen)
+            inner = path if wraps and name == "module" else _joined(path, name)
+            yield from _visit(child, inner, (), 0, seen)
 
 
 def _visit_items(

@@ -69,6 +69,7 @@ class Windows:
         parts.outlet.forget()
         parts.failures.count = 0
         self._position.forget(parts.clock.monotonic())
+        self._quiet_until = 0  # steps are counted from the first on
         self.decisions.forget()
         self.numbers.forget()
         self.together.forget()
@@ -289,6 +290,8 @@ class Windows:
     def state(self) -> dict[str, Any]:
         """Plain lists, dicts and numbers; see `CMRPerformanceMonitor.state_dict`."""
         parts, alone = self._parts, self._parts.ranks.alone
+        # what the model did since the last look is counted with what is saved of the model
+        parts.listening.poll(begun=self._position.step > self._position.begin)
         if alone:
             self.finisher.publish()
         else:
@@ -302,6 +305,7 @@ class Windows:
             "window_end": self._position.begin,
             "sample_every": parts.sampling.every,
             "ledger": self._ledger.state(alone=alone),
+            "entries": parts.listening.entries(),
             "custom": parts.tracking.state(alone=alone),
             "alerts": parts.alerts.state(parts.clock.wall()),
             "shown": dict(zip(*parts.outlet.shown, strict=True)),
@@ -310,6 +314,8 @@ class Windows:
     @locked
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was called."""
+        # what the model does while it is restored is no part of the run
+        self._parts.listening.poll()
         self.forget()
         parts, position, first = self._parts, self._position, self._parts.ranks.first
         self._ledger.load(state["ledger"], first=first)
@@ -329,6 +335,8 @@ class Windows:
                 state["step"],
             )
         parts.outlet.restore(state["shown"])
+        # the state is rank 0's, and so are its entries; older ones have none
+        parts.listening.resume(state.get("entries") if first else None)
         self.look_at_model()
         if position.windows:
             self.finisher.snapshot = self.now()

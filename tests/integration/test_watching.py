@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from cmr_monitor_callbacks.errors import ConfigError
 from cmr_monitor_callbacks.probes import adapters
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.watches.base import BaseWatch, Watch, Ways
-from tests.memory_models.buffers import ListBuffer, SingleBuffer
+from tests.memory_models.buffers import Entry, ListBuffer, SingleBuffer
 from tests.memory_models.small import SmallNet
 
 EACH: dict[str, Any] = {"log_every_n_steps": 1, "on_monitor_error": "raise"}
@@ -63,10 +64,68 @@ def test_layers_are_named_by_the_globs_of_paths() -> None:
 
 def test_layers_that_are_not_watched_cost_nothing_and_show_nothing() -> None:
     model = Two()
+    model.late.stats = {"total_insertions": 0, "total_evictions": 0}
+    before = dict(vars(model.late))
     monitor = CMRPerformanceMonitor({**EACH, "layers": ["early"]}, model=model)
+    assert vars(model.late) == before
+    assert {watch.path for watch in monitor._listening.automatic.watches()} == {"", "early"}
     with monitor.track_performance():
         model(torch.ones(2, 4))
+        model.late.stats["total_evictions"] += 7
     assert monitor.snapshot.layer_ids == ("early",)
+    assert monitor.snapshot.value("eviction_count") == 0
+    assert monitor.snapshot.value("states_stored") == 2
+    monitor.detach()
+
+
+class EntryBuffer:
+    """Its entries may say their layer: nobody knows before one is stored."""
+
+    def __init__(self) -> None:
+        self.entries: list[Any] = []
+
+    def add_entry(self, entry: Any) -> None:
+        self.entries.append(entry)
+
+
+class Queue(nn.Module):
+    """A tensor that acts as a memory, and a memory that is passed to a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(4, 3))
+        self.passed = SingleBuffer(4, 3)
+        self.reader = Reader()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.reader(x, SingleBuffer(4, 3))
+        return out
+
+
+class Reader(nn.Module):
+    """Is given a memory."""
+
+    def forward(self, x: Tensor, memory: Any) -> Tensor:
+        assert all(type(value).__name__ != "Wrapped" for value in vars(memory).values())
+        return x
+
+
+def test_a_layer_is_off_where_calls_cannot_name_another() -> None:
+    model = nn.Module()
+    model.named, model.told, model.deep = SingleBuffer(4, 3), EntryBuffer(), Queue()
+    monitor = CMRPerformanceMonitor(
+        {**EACH, "layers": ["3"]}, model=model, probes={"layer_names": {"named": 3}}
+    )
+    watched = {watch.path for watch in monitor._listening.automatic.watches()}
+    assert watched == {"", "deep", "named", "told"}  # "deep": its forward, not its queue
+    assert not any(
+        watch.path == "deep" and watch.unknown for watch in monitor._listening.automatic.watches()
+    )
+    with monitor.track_performance():
+        model.told.add_entry(Entry(torch.ones(4), 3, 1))
+        model.told.add_entry(Entry(torch.ones(4), 5, 1))
+        model.deep(torch.ones(1))
+    assert monitor.snapshot.layers("states_stored") == {3: 1.0}
     monitor.detach()
 
 
@@ -287,3 +346,124 @@ def test_what_is_watched_is_said_once_at_the_start(caplog: pytest.LogCaptureFixt
     assert len(said) == 1
     assert "capture: wrapped:net.memory_buffer.store_state" in said[0]
     assert "reconstruction: hook:net.reconstructor.forward" in said[0]
+
+
+class Passing(nn.Module):
+    """Hands a memory that nobody holds to the module that uses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two, self.reader = Two(), Storing()
+        self.reader.inner = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        memories.append(SingleBuffer(4, 3))
+        out: Tensor = self.reader(self.two(x), memories[-1])
+        return out
+
+
+memories: list[SingleBuffer] = []
+"""Kept alive, for the monitor keeps none so."""
+
+
+class Storing(nn.Module):
+    """Stores in the memory that it is given."""
+
+    def forward(self, x: Tensor, memory: SingleBuffer) -> Tensor:
+        memory.store_state(x[0], key=1)
+        return x
+
+
+def around(model: nn.Module, how: str) -> nn.Module:
+    if how == "data parallel":
+        return nn.DataParallel(model)
+    if how == "compiled":
+        return torch.compile(model, backend="eager")  # type: ignore[return-value]
+    if how == "compiled within":
+        model.two = torch.compile(model.two, backend="eager")
+    elif how == "fsdp":
+        holder = nn.Module()
+        holder._fsdp_wrapped_module = model.two
+        holder.forward = model.two.forward  # type: ignore[method-assign]
+        model.two = holder
+    return model
+
+
+@pytest.mark.parametrize("how", ["", "data parallel", "compiled", "compiled within", "fsdp"])
+def test_a_layer_named_by_its_path_is_the_same_within_a_wrapper(how: str) -> None:
+    model = Passing()
+    inner = model.two
+    monitor = CMRPerformanceMonitor(EACH, model=around(model, how))
+    with monitor.track_performance():
+        if how.startswith("compiled"):  # compiled code is another matter; the names are the same
+            inner(torch.ones(2, 4))
+        else:
+            model(torch.ones(2, 4))
+    found = monitor.snapshot.layers("total_entries")
+    told = {} if how.startswith("compiled") else {"reader": 1.0}
+    assert found == {"two.early": 2.0, "two.late": 2.0, **told}
+    assert monitor.snapshot.source("total_entries").startswith("polled:two.early.entries")
+    monitor.detach()
+
+
+def test_a_part_of_the_model_that_is_called_module_keeps_its_name() -> None:
+    model = nn.Module()
+    model.module = Two()
+    monitor = CMRPerformanceMonitor(EACH, model=model)
+    with monitor.track_performance():
+        model.module(torch.ones(1, 4))
+    assert set(monitor.snapshot.layer_ids) == {"module.early", "module.late"}
+    monitor.detach()
+
+
+def test_a_buffer_that_holds_more_than_it_may_is_used_to_more_than_all() -> None:
+    model = Two()
+    monitor = CMRPerformanceMonitor(EACH, model=model)
+    with monitor.track_performance():
+        model.early.entries.extend(range(6))  # type: ignore[arg-type]
+        model.late.store_state(torch.ones(4), key=1)
+    value = monitor.snapshot.value
+    assert value("utilization_rate", layer="early") == 2.0
+    assert value("utilization_rate", layer="late") == pytest.approx(1 / 3)
+    assert value("utilization_rate") == pytest.approx(7 / 6)
+    monitor.detach()
+
+
+class Returns(Says):
+    """Returns tensors with its statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returned: list[weakref.ref[Tensor]] = []
+        self.alive: list[int] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        out = super().training_step(batch, batch_idx)
+        tensors = [torch.ones(3) for _ in range(3)]
+        self.returned += [weakref.ref(tensor) for tensor in tensors]
+        out["performance_stats"]["last"], out["memory_info"]["states"], out["hidden"] = tensors
+        out["memory_stats"] = {"total_evictions": batch_idx, "of": {"last": tensors[0]}}
+        return out
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.alive.append(sum(ref() is not None for ref in self.returned))
+
+
+def test_tensors_that_a_step_returns_are_not_kept_alive() -> None:
+    module, callback = Returns(), CMRMonitorCallback(monitoring=EACH)
+    fit(module, callback, 6)
+    assert callback.snapshot.value("states_captured") == 180
+    assert len(module.returned) == 18
+    assert not any(ref() is not None for ref in module.returned), "nor by the end"
+    assert max(module.alive) <= 3, "the Trainer itself may hold the last step's"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_compiled_code_does_is_said_not_to_be_known(compiled: bool) -> None:
+    model = Two()
+    if compiled:
+        model.compile(backend="eager")
+    monitor = CMRPerformanceMonitor(EACH, model=model)
+    said = "not known: what the memory does inside compiled code; a CMRProbe can tell"
+    assert (said in monitor.describe()) is compiled
+    monitor.detach()

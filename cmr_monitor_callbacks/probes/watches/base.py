@@ -5,12 +5,18 @@ from __future__ import annotations
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cmr_monitor_callbacks.packed import ROW
-from cmr_monitor_callbacks.probes.reading import LayerOf, layer_of, layer_parameter
+from cmr_monitor_callbacks.probes.reading import (
+    LayerOf,
+    holds_no_layer,
+    layer_of,
+    layer_parameter,
+    parameters,
+)
 from cmr_monitor_callbacks.probes.report import Report
 from cmr_monitor_callbacks.probes.survey import Part
 from cmr_monitor_callbacks.probes.wrapping import Make, Wraps
@@ -110,6 +116,19 @@ class BaseWatch:
 
     def poll(self) -> None:
         """Nothing is read unless a watch says what."""
+
+    @property
+    def one_layer(self) -> bool:
+        """Whether all that it tells is of ``layer``; else a call may be of any."""
+        return False
+
+    def names_no_layer(self, methods: Iterable[str]) -> bool:
+        """Whether no call of these methods can name a layer, be it by what an argument holds."""
+        return not self.layered and all(
+            holds_no_layer(parameter)
+            for name in methods
+            for parameter in parameters(method(self._owner(), name))
+        )
 
     @property
     def alive(self) -> bool:

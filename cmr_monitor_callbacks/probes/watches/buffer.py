@@ -71,7 +71,6 @@ _CALL, _TAKEN, _REFUSED, _TAKEN_IN, _REFUSED_IN = (
 _COUNTED: Final = (
     ATTEMPTED,
     CAPTURED,
-    CAPTURES,
     STORED,
     EVICTED,
     CLEARED,
@@ -107,10 +106,17 @@ class BufferWatch(BaseWatch):
         """Whether stores are seen, call by call."""
         self._counts_itself = False
 
+    @property
+    def one_layer(self) -> bool:
+        """See `BaseWatch.one_layer`."""
+        told = (_STORE, _INSERT, _REMOVE, _CLEAR, _RETRIEVE)
+        methods = [name for name in self._offers if any(kind.match(name) for kind in told)]
+        return self.names_no_layer(methods) and set(self.shelf.lengths()) <= {self.layer}
+
     def install(self, ways: Ways) -> None:
         """Wrap what the settings allow."""
         self._report = ways.report
-        if ways.wrap and "capture" in ways.report.kinds:
+        if ways.wrap and ways.report.kinds & {"capture", "buffer"}:
             self._wrap(ways)
         self._counts_itself = ways.poll and counts_moves(self._owner())
         names = [name for name in sorted(self._offers) if _RETRIEVE.match(name)]
@@ -119,11 +125,12 @@ class BufferWatch(BaseWatch):
         self._retrieval.layered = self.layered
         self._retrieval.install(ways)
         self.said.update(self._retrieval.said)
-        self.source("buffer", "polled", self.shelf.name)
+        if "buffer" in ways.report.kinds:
+            self.source("buffer", "polled", self.shelf.name)
         self._at_first = {layer: n for layer, n in self.shelf.lengths().items() if n}
         for layer in (None, *self.shelf.lengths()):
             self._meet(layer)
-        if self.counts_calls and ways.calls_by == "store":
+        if self._counts_captures(ways):
             ways.report.live(None, CAPTURES)
 
     def sample(self, on: bool) -> None:
@@ -131,12 +138,18 @@ class BufferWatch(BaseWatch):
         if self._retrieval is not None:
             self._retrieval.sample(on)
 
+    def _counts_captures(self, ways: Ways) -> bool:
+        """Whether to store is to capture (no method of the model does), and that is asked for."""
+        return self.counts_calls and ways.calls_by == "store" and "capture" in ways.report.kinds
+
     def _meet(self, layer: Any) -> None:
         """A layer of this buffer is seen for the first time."""
         if layer is not None:
             self._layers.setdefault(layer)
         if self.counts_calls:
             self._report.live(layer, *_COUNTED)
+            if "capture" in self._report.kinds:
+                self._report.live(layer, CAPTURES)
 
     def _place(self, layer: Any) -> int | None:
         """Where a layer's numbers go; it may come and go between two looks at a window's end."""
@@ -148,11 +161,14 @@ class BufferWatch(BaseWatch):
     def _wrap(self, ways: Ways) -> None:
         owner = self._owner()
         offered = sorted(self._offers)
-        removers = [name for name in offered if _REMOVE.match(name)]
-        inserters = [name for name in offered if _INSERT.match(name)]
+        of_buffer = "buffer" in ways.report.kinds
+        if not of_buffer:  # what becomes of a state that was stored
+            ways.report.leave_out("buffer", "moves")
+        removers = [name for name in offered if _REMOVE.match(name) and of_buffer]
+        inserters = [name for name in offered if _INSERT.match(name) and of_buffer]
         removes = [ways.replace(owner, name, self._remover(ways, name)) for name in removers]
         inserts = [ways.replace(owner, name, self._inserter(ways, name)) for name in inserters]
-        self.looks = not (any(removes) and any(inserts))
+        self.looks = of_buffer and not (any(removes) and any(inserts))
         for name in offered:
             if _STORE.match(name):
                 # where no method of the model captures, to store is to capture
@@ -163,23 +179,27 @@ class BufferWatch(BaseWatch):
                 if made:
                     self.source("capture", "wrapped", name)
             elif _CLEAR.match(name):
-                if ways.replace(owner, name, self._clearer(ways, name)):
+                if of_buffer and ways.replace(owner, name, self._clearer(ways, name)):
                     ways.report.live(None, CLEARS)
             elif _LOAD.match(name):
                 ways.replace(owner, name, self._loader(ways))
-        how = "polled" if self.looks else "wrapped"
-        self.source("buffer", how, removers[0] if removers else self.shelf.name, "eviction_count")
+        if of_buffer:
+            how = "polled" if self.looks else "wrapped"
+            removes_by = removers[0] if removers else self.shelf.name
+            self.source("buffer", how, removes_by, "eviction_count")
 
     # -- what is called instead -------------------------------------------------------------
 
     def _store(self, ways: Ways, name: str) -> Make:
         report, scope = ways.report, ways.report.scope
         me, mine = get_ident(), scope.now
-        timed, called = report.timed, method(self._owner(), name)
+        captures = "capture" in report.kinds
+        timed: list[Any] = report.timed if captures else [None]
+        called = method(self._owner(), name)
         layer = layer_of(called, self.unnamed_layer)
         by_name, position = fast_layer(called)
         usual = by_name != "" and name.endswith(("_state", "_entry"))
-        own_calls, blind = ways.calls_by == "store", report.blind["capture"]
+        own_calls, blind = captures and ways.calls_by == "store", report.blind["capture"]
         extend, places = report.extend, report.places
         lengths, ends = self.shelf.lengths, self.shelf.ends
         safely = guarded(

@@ -27,6 +27,9 @@ _CAPTURE, _RETRIEVAL = CALL["capture"], CALL["retrieval"]
 class FastWeightsWatch(BaseWatch):
     """Token positions written to and read from a neural memory."""
 
+    one_layer = True
+    """See `BaseWatch.one_layer`."""
+
     def install(self, ways: Ways) -> None:
         """Wrap its two methods."""
         self._report = ways.report

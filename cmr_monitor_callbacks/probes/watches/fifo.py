@@ -34,6 +34,11 @@ class FifoWatch(BaseWatch):
         self._last = 0
         self._full = False
 
+    @property
+    def one_layer(self) -> bool:
+        """See `BaseWatch.one_layer`."""
+        return not self.layered
+
     def install(self, ways: Ways) -> None:
         """Nothing to install: it is read at the end of a window."""
         self.source("buffer", "polled", self._name)

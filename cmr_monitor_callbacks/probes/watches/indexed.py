@@ -41,17 +41,25 @@ class IndexedWatch(BaseWatch):
     counts_calls = False
     """Whether what is added is seen; else only what holds now is known."""
 
+    one_layer = True
+    """See `BaseWatch.one_layer`."""
+
     def install(self, ways: Ways) -> None:
         """Wrap its three methods."""
-        self._report = ways.report
-        if ways.wrap:
+        self._report, kinds = ways.report, ways.report.kinds
+        if ways.wrap and kinds & {"capture", "buffer"}:
             self._wrap(ways, "add", self._add, "capture")
+        if ways.wrap and "retrieval" in kinds:
             self._wrap(ways, "search", self._search, "retrieval")
+        if ways.wrap and "buffer" in kinds:
             self._wrap(ways, "clear", self._clear, "")
+        if "buffer" not in kinds:  # what becomes of a state that was added
+            ways.report.leave_out("buffer", "moves")
         rows = (ATTEMPTED, CAPTURED, STORED, EVICTED, CLEARED, LOADED, CLEARS)
         ways.report.live(None, *(rows if self.counts_calls else ()))
-        self.source("buffer", "polled", self._index_name() or "index")
-        self.source("buffer", "wrapped", "add", "eviction_count")
+        if "buffer" in kinds:
+            self.source("buffer", "polled", self._index_name() or "index")
+            self.source("buffer", "wrapped", "add", "eviction_count")
 
     def _wrap(self, ways: Ways, name: str, maker: Callable[..., Any], kind: str) -> None:
         section = self.section(kind, name) if kind else None
@@ -80,7 +88,8 @@ class IndexedWatch(BaseWatch):
 
     def _add(self, original: Call) -> Call:
         report, scope = self._report, self._report.scope
-        timed = report.timed
+        captures = "capture" in report.kinds
+        timed: list[Any] = report.timed if captures else [None]
 
         def record(seconds: float | None, before: int, args: Any, kwargs: Any) -> None:
             at = report.place(self.layer)
@@ -89,7 +98,8 @@ class IndexedWatch(BaseWatch):
             offered, stored = self._offered(args, kwargs)
             evicted = before + stored - self.count()
             report.extend((at + ATTEMPTED, offered, at + CAPTURED, offered, at + STORED, stored))
-            report.extend((*timed_call(at, _CAPTURE, seconds), at + EVICTED, max(0, evicted)))
+            call = timed_call(at, _CAPTURE, seconds) if captures else ()
+            report.extend((*call, at + EVICTED, max(0, evicted)))
 
         safely = guarded(report, f"{self.path}.add", record)
         blind = report.blind["capture"]

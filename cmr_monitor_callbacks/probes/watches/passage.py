@@ -43,6 +43,8 @@ _WITHOUT_CALL: Final = {
     for name in ("state taken", "state refused")
     for place in (CALL[name], UNTIMED[CALL[name]])
 }
+_SERVED: Final = {"model", "errors", "capture", "reconstruction", "retrieval"}
+"""Components of which something is counted here, or is left out where a pass is run again."""
 _MASKS: Final = {"attention_mask": False, "mask": False, "key_padding_mask": True}
 """Masks of positions by name, and whether what they mark is padding."""
 _BY_PLACE: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -73,7 +75,7 @@ class PassageWatch(BaseWatch):
         """Hook the forward."""
         report, owner = ways.report, self._owner()
         self._report = report
-        if not ways.hooks or not report.kinds & {"model", "errors"}:
+        if not ways.hooks or not report.kinds & _SERVED:
             return
         counts = "model" in report.kinds
         self._names = [
@@ -116,7 +118,8 @@ class PassageWatch(BaseWatch):
             owner.register_forward_hook(hook(after), with_kwargs=True, always_call=True),
         ]
         names = ("sequence_length", "padding_share", "output_nonfinite_share", "output_entropy")
-        self.source("", "hook", "forward", *names)
+        if counts:
+            self.source("", "hook", "forward", *names)
 
     def _enters(self, args: Any, kwargs: Any) -> None:
         given = self._given(args, kwargs)

@@ -54,6 +54,11 @@ class ReconstructionWatch(BaseWatch):
         self._methods = methods
         self._compare = False
 
+    @property
+    def one_layer(self) -> bool:
+        """See `BaseWatch.one_layer`."""
+        return bool(self._methods) and self.names_no_layer(self._methods)
+
     def install(self, ways: Ways) -> None:
         """Hook a module's forward, wrap an object's methods."""
         if "reconstruction" not in ways.report.kinds:

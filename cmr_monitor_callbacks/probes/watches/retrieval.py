@@ -88,6 +88,11 @@ class RetrievalWatch(BaseWatch):
         """Compare the query and what it was given in each call, or in none."""
         self._compare = on
 
+    @property
+    def one_layer(self) -> bool:
+        """See `BaseWatch.one_layer`."""
+        return self.names_no_layer(self._methods)
+
     def install(self, ways: Ways) -> None:
         """Wrap the methods."""
         owner, report = self._owner(), ways.report

@@ -30,10 +30,11 @@ class SeamWatch(BaseWatch):
         """Wrap its methods."""
         if not ways.wrap:
             return
-        if ways.calls_by == "monitor":
+        kinds = ways.report.kinds
+        if ways.calls_by == "monitor" and "capture" in kinds:
             self._wrap(ways, "record_capture")
             self.source("", "wrapped", "record_capture", "capture_calls", "avg_capture_time")
-        if not ways.reconstructs:
+        if not ways.reconstructs and "reconstruction" in kinds:
             self._wrap(ways, "record_reconstruction")
             self.source("reconstruction", "wrapped", "record_reconstruction")
 
