@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from cmr_monitor_callbacks.errors import LayerError
 
@@ -49,7 +50,11 @@ def matches(pattern: str, text: object) -> bool:
     >>> matches("4|6|1*", 12), matches("4|6|1*", 5), matches("blocks[0]", "blocks[0]")
     (True, False, True)
     """
-    shown = str(text)
+    return _meets(pattern, str(text))
+
+
+@lru_cache(maxsize=4096)  # labels of open alerts meet the same globs in every window
+def _meets(pattern: str, shown: str) -> bool:
     return shown == pattern or any(
         shown == part.strip() or fnmatchcase(shown, part.strip()) for part in pattern.split("|")
     )

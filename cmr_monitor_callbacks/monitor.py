@@ -130,12 +130,12 @@ class CMRPerformanceMonitor:
 
     def refresh(self) -> None:
         """Before a step: notice objects of the model that were replaced since the last."""
-        listening = self._listening
+        listening, step = self._listening, self._parts.position.step + 1
         self._numbers.begin_step()
-        if listening.watching or self._sampling.every > 1 or not listening.timed:
-            step = self._parts.position.step + 1
-            listening.refresh()
+        if self._sampling.every > 1 or not listening.timed:
             listening.time_calls(on=self._sampling.takes(step))
+        if listening.watching:
+            listening.refresh()
             listening.look_closely(on=self._windows.takes_closely(step))
 
     def begin_batch(self) -> None:

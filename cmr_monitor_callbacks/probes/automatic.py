@@ -34,6 +34,8 @@ from cmr_monitor_callbacks.sampling import sampled_sources
 logger = logging.getLogger(__name__)
 Tell = Callable[[dict[str, str]], Mapping[str, str]]
 """Adds to sources, by metric or component."""
+TOLD = frozenset({"performance_stats", "memory_stats", "memory_info"})
+"""Keys of the statistics that a training step may return."""
 _COUNTED = (BufferWatch, IndexedWatch)
 _HOLDING = (*_COUNTED, FifoWatch)
 _LOOKING = (ReconstructionWatch, PassageWatch, RetrievalWatch, BufferWatch)
@@ -381,7 +383,7 @@ class AutomaticAttachment:
 
     def take_outputs(self, outputs: Mapping[Any, Any]) -> None:
         """Copy the numbers of the statistics that a training step returned."""
-        for key in ("performance_stats", "memory_stats", "memory_info"):
+        for key in TOLD:
             value = outputs.get(key)
             if isinstance(value, Mapping):
                 self._copy(key, value, 0)

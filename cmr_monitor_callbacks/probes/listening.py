@@ -13,7 +13,7 @@ from torch import nn
 from cmr_monitor_callbacks.config import ProbesConfig
 from cmr_monitor_callbacks.failures import Failures
 from cmr_monitor_callbacks.probes.attachment import Attachment
-from cmr_monitor_callbacks.probes.automatic import AutomaticAttachment
+from cmr_monitor_callbacks.probes.automatic import TOLD, AutomaticAttachment
 from cmr_monitor_callbacks.probes.forwards import (
     holders,
     layer_forwards,
@@ -164,7 +164,7 @@ class Listening:
 
     def take_outputs(self, outputs: Any) -> None:
         """Note the statistics that a training step returned, as numbers; nothing is kept alive."""
-        if self.watching and type(outputs) is dict:
+        if self.watching and type(outputs) is dict and not TOLD.isdisjoint(outputs):
             with self._failures.guard("reading what the step returned"):
                 self.automatic.take_outputs(outputs)
 
