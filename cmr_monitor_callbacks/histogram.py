@@ -71,7 +71,7 @@ def quantiles(
     before = np.zeros_like(ends)
     before[1:] = ends[:-1]
     totals = ends - before
-    ranks = before + (qs * (totals - 1)).astype(np.int64)
+    ranks = before + (qs * np.maximum(totals - 1, 0)).astype(np.int64)
     first = np.arange(0, counts.size, BUCKETS)[:, None]
     buckets = cumulative.searchsorted(ranks, side="right") - first
     np.minimum(buckets, BUCKETS - 1, out=buckets)

@@ -104,6 +104,7 @@ class CMRPerformanceMonitor:
         """Says which step that is."""
         self._steps = parts.ledger.recorder.steps
         self._times_steps = "timing" in parts.kinds
+        self._counts_batches = "model" in parts.kinds
         self._batches = 0
         """Begun in the stage that is recorded now, if that is not training."""
         self._held = 0
@@ -204,6 +205,8 @@ class CMRPerformanceMonitor:
             self._steps.extend(
                 (step, wait, forward, backward, optimizer, monitor, passes, samples, tokens)
             )
+        elif self._counts_batches:
+            self._steps.extend((*[None] * 6, passes, samples, tokens))
 
     def record_capture(
         self,

@@ -137,7 +137,8 @@ class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
         self._trainer: weakref.ref[Trainer] | None = None
         self._handles: list[Any] = []
         self._gate_closed = False
-        self._counts_batches = self.monitor.config.watches_component("model")
+        config = self.monitor.config  # rates are of the component timing
+        self._counts_batches = any(map(config.watches_component, ("model", "timing")))
 
     # -- what a user reads ------------------------------------------------------------------
 

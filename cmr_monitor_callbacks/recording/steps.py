@@ -36,8 +36,8 @@ def add_steps(packed: Packed, items: Sequence[Any], durations: Durations) -> Non
     columns = [items[field::STRIDE] for field in range(STRIDE)]
     given = [[x for x in c if x is not None] if None in c else c for c in columns]
     passes = columns[_PASSES]
-    # a step's time and the wait before it
-    walls = [s if w is None else s + w for s, w in zip(columns[0], columns[_WAIT], strict=True)]
+    # a step's time and the wait before it; none where steps are not timed
+    walls = [(s or 0.0) + (w or 0.0) for s, w in zip(columns[0], columns[_WAIT], strict=True)]
     sums = [float(sum(values)) for values in given]
     counts = [len(values) for values in given]
     seconds = [_beside(columns[field], walls, counts[field]) for field in (_SAMPLES, _TOKENS)]

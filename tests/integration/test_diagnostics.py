@@ -88,7 +88,7 @@ FAULTS = {
     ),
     "a threshold that takes all": Fault({"threshold_takes_everything": ALL}, {"threshold": 0.0}),
     "a capacity under one sequence": Fault(
-        {"capacity_under_one_sequence": ALL}, {"capacity": 5}, follows=("entries_evicted_young",)
+        {"capacity_under_one_sequence": ALL}, {"capacity": 3}, follows=("entries_evicted_young",)
     ),
     "a buffer that refuses everything": Fault({"nothing_stored": ALL}, {"policy": "refuse"}),
     "a capacity that is never reached": Fault(

@@ -409,7 +409,6 @@ def test_over_the_budget_it_samples_less_and_says_so(caplog: pytest.LogCaptureFi
     assert overhead["seconds"]["hooks"] == pytest.approx(6 * 0.05 + 6 * 0.005 + 12 * 0.001)
     parts = {"hooks", "window_end", "rules", "history", "resources"}
     assert set(overhead["seconds"]) == parts
-    assert 0 < overhead["seconds"]["rules"] < overhead["seconds"]["window_end"]
     monitor.detach()
 
 
