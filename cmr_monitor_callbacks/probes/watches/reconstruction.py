@@ -136,13 +136,13 @@ class ReconstructionWatch(BaseWatch):
             # the usual case without another frame: a layer seen before, the model's own count
             if type(out) is tuple and len(out) == 2 and not self._compare:
                 info = out[1]
-                used = info.get(_FIRST) if type(info) is dict and len(info) == 1 else None
-                if type(used) is int:
+                if type(info) is dict and len(info) == 1:
                     try:
+                        used = info[_FIRST]
                         at = places[kwargs[by_name] if by_name in kwargs else args[position]]
                     except (LookupError, TypeError):  # a new layer, a default, an id that is no key
                         at = None
-                    if at is not None:
+                    if at is not None and type(used) is int:
                         if seconds is None:
                             extend((at + _UNTIMED, 0, at + _MEMORIES, used))
                         else:
