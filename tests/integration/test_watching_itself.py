@@ -249,3 +249,14 @@ def test_what_an_earlier_file_lost_stays_counted(
         pass
     assert monitor.snapshot.value("dropped_events") == lost
     assert monitor.get_stats()["step"] == 3
+
+
+def test_judging_rules_is_a_part_of_a_windows_end() -> None:
+    monitor = CMRPerformanceMonitor({"log_every_n_steps": 1})
+    for _ in range(3):
+        with monitor.track_performance():
+            pass
+    spent = monitor.overhead()["seconds"]
+    assert 0 < spent["rules"] < spent["window_end"]
+    monitor.reset_metrics()
+    assert monitor.overhead()["seconds"]["rules"] == 0
