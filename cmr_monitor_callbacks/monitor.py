@@ -303,7 +303,7 @@ class CMRPerformanceMonitor:
 
     @current_step.setter
     def current_step(self, step: int) -> None:
-        self._parts.position.step = step
+        self._windows.go_to(step)
 
     @property
     def windows(self) -> int:

@@ -340,8 +340,8 @@ class CMRMonitorCallback(Answers, *callback_bases()):  # type: ignore[misc]
         """Record the step if this batch completed one, and end the window if that is due."""
         entered = self._now()
         timer = self._timer
-        timer.batch_end(entered)
         try:
+            timer.batch_end(entered)
             if self._counts_batches:  # not at its start: a batch that Lightning skips never ends
                 timer.holds(*batch_shape(batch))
             monitor = self.monitor

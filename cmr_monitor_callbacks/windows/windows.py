@@ -109,6 +109,11 @@ class Windows:
             self._step(step)
 
     @locked
+    def go_to(self, step: int) -> None:
+        """Steps go on after this one, which may lie before the last."""
+        self._position.step, self._quiet_until = step, 0
+
+    @locked
     def _step(self, step: int | None) -> None:
         position = self._position
         # without a number steps are counted here, and may come from several threads

@@ -260,3 +260,16 @@ def test_judging_rules_is_a_part_of_a_windows_end() -> None:
     assert 0 < spent["rules"] < spent["window_end"]
     monitor.reset_metrics()
     assert monitor.overhead()["seconds"]["rules"] == 0
+
+
+def test_windows_end_where_they_should_after_going_back() -> None:
+    monitor = CMRPerformanceMonitor({"log_every_n_steps": 10})
+    for step in range(95, 105):
+        monitor.step(step)
+    monitor.current_step = 4
+    ends = []
+    for step in range(5, 32):
+        monitor.step(step)
+        if monitor.snapshot.step == step:
+            ends.append(step)
+    assert ends == [9, 19, 29]
